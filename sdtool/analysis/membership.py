@@ -1,0 +1,206 @@
+"""Which processes does a unit have: in what role, in what order, adopted or not?
+
+And the same question the other way round: who manages a process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from sdtool.analysis.ownership import INIT_SCOPE, read_container, read_path
+from sdtool.analysis.signals import predict
+from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
+from sdtool.model.sockets import SocketFacts
+from sdtool.model.unit import CgroupOwner, ListedUnit, ManagerRoots, Unit, UnitDetails
+
+DEFAULT_KILL_SIGNAL = "SIGTERM"
+
+NOT_READ = "a list reads what one sweep gives; sdtool trace UNIT reads the rest"
+
+
+def role_of(pid: int, details: UnitDetails) -> Role:
+    """What the manager knows a process of the unit as."""
+    if pid == details.unit.main_pid:
+        return Role.MAIN
+    return Role.CONTROL if pid == details.control_pid else Role.OTHER
+
+
+def build_processes(facts: Sequence[ProcessFacts], details: UnitDetails) -> tuple[Process, ...]:
+    """The processes of a unit in tree order: parents first, siblings by pid."""
+    signal = details.policy.kill_signal if details.policy else DEFAULT_KILL_SIGNAL
+    pids = {process.id.pid for process in facts}
+    return tuple(
+        _build_process(process, role_of(process.id.pid, details), signal, process.ppid in pids)
+        for process in _in_tree_order(facts)
+    )
+
+
+def _in_tree_order(facts: Sequence[ProcessFacts]) -> list[ProcessFacts]:
+    children: dict[int, list[ProcessFacts]] = {}
+    pids = {process.id.pid for process in facts}
+    for process in sorted(facts, key=lambda p: p.id.pid):
+        parent = process.ppid if process.ppid in pids else 0
+        children.setdefault(parent, []).append(process)
+    ordered: list[ProcessFacts] = []
+    waiting = children.get(0, [])[::-1]
+    while waiting:
+        process = waiting.pop()
+        ordered.append(process)
+        waiting.extend(children.get(process.id.pid, [])[::-1])
+    return ordered
+
+
+def _build_process(facts: ProcessFacts, role: Role, signal: str, parent_in_unit: bool) -> Process:
+    disposition, reason = predict(facts, signal)
+    return Process(
+        pid=facts.id.pid,
+        start_ticks=facts.id.start_ticks,
+        ppid=facts.ppid,
+        comm=facts.comm,
+        argv=facts.argv,
+        user=facts.user,
+        state=facts.state,
+        role=role,
+        control_group=facts.control_group,
+        cpu_us=facts.cpu_us,
+        rss_bytes=facts.rss_bytes,
+        adopted=role is Role.OTHER and not parent_in_unit,
+        disposition=disposition,
+        disposition_reason=reason,
+        container=read_container(facts.control_group or ""),
+    )
+
+
+def list_units(
+    units: Iterable[Unit],
+    members: Mapping[str, Sequence[int]],
+    cgroups: Mapping[int, str],
+    listeners: Iterable[SocketFacts],
+    roots: ManagerRoots,
+) -> tuple[ListedUnit, ...]:
+    """Units with their number of processes and the listening ports that their cgroups made.
+
+    Args:
+        members: Cgroup path -> pids.
+        cgroups: Cgroup id -> path.
+    """
+    processes: Counter[str] = Counter()
+    for path, pids in members.items():
+        for name in _units_of(path, roots):
+            processes[name] += len(pids)
+    groups = _control_groups(cgroups.values(), roots)
+    ports = _ports_by_unit(cgroups, listeners, roots)
+    return tuple(
+        _list_unit(unit, processes[unit.name], ports.get(unit.name, ()), groups.get(unit.name))
+        for unit in units
+    )
+
+
+def _list_unit(
+    unit: Unit, processes: int, ports: tuple[str, ...], control_group: str | None
+) -> ListedUnit:
+    return ListedUnit(
+        name=unit.name,
+        description=unit.description,
+        load_state=unit.load_state,
+        active_state=unit.active_state,
+        sub_state=unit.sub_state,
+        control_group=control_group,
+        job=unit.job,
+        following=unit.following,
+        processes=processes,
+        ports=ports,
+        unread_reason=NOT_READ,
+    )
+
+
+def _units_of(path: str, roots: ManagerRoots) -> list[str]:
+    """The unit of the asked manager that a cgroup belongs to, and the slices above it."""
+    unit = _asked_unit(read_path(path, roots), roots)
+    root = (roots.user or roots.system).rstrip("/")
+    if path != root and not path.startswith(f"{root}/"):
+        return []
+    parts = [part for part in path[len(root) :].split("/") if part]
+    slices = []
+    for part in parts:
+        if not part.endswith(".slice"):
+            break
+        slices.append(part)
+    return ["-.slice", *slices, *([unit] if unit else [])]
+
+
+def _asked_unit(owner: CgroupOwner, roots: ManagerRoots) -> str | None:
+    return owner.user_unit if roots.user is not None else owner.unit
+
+
+def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[str, str]:
+    """Unit -> its own cgroup: the shortest path that belongs to it."""
+    groups: dict[str, str] = {}
+    for path in sorted(paths, key=len):
+        for name in _units_of(path, roots)[-1:]:
+            groups.setdefault(name, path)
+    return groups
+
+
+def _ports_by_unit(
+    cgroups: Mapping[int, str], listeners: Iterable[SocketFacts], roots: ManagerRoots
+) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[tuple[int, str]]] = {}
+    for row in listeners:
+        path = cgroups.get(row.cgroup_id or 0)
+        unit = _asked_unit(read_path(path, roots), roots) if path is not None else None
+        if unit is not None:
+            found.setdefault(unit, set()).add((row.port, row.protocol))
+    return {
+        unit: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
+        for unit, rows in found.items()
+    }
+
+
+def explain_process(
+    facts: ProcessFacts,
+    details: UnitDetails | None,
+    ancestry: tuple[ProcessRef, ...],
+    roots: ManagerRoots,
+) -> ProcessOwner:
+    """Who manages a process, from its cgroup and from what the manager says of its unit.
+
+    Args:
+        details: Its unit in the asked manager; None when it has none or nobody could be asked.
+    """
+    path = facts.control_group or "/"
+    owner = read_path(path, roots)
+    managed, reason = _explain_management(facts, owner, details, path)
+    return ProcessOwner(
+        pid=facts.id.pid,
+        comm=facts.comm,
+        unit=owner.unit,
+        user_unit=owner.user_unit,
+        slice=owner.slice,
+        session=owner.session,
+        container=read_container(path),
+        role=role_of(facts.id.pid, details) if details else None,
+        managed=managed,
+        managed_reason=reason,
+        ancestry=ancestry,
+    )
+
+
+def _explain_management(
+    facts: ProcessFacts, owner: CgroupOwner, details: UnitDetails | None, path: str
+) -> tuple[bool, str]:
+    if 2 in (facts.id.pid, facts.ppid) and facts.argv is None:
+        return False, "it is a thread of the kernel"
+    if facts.control_group is None:
+        return False, "its cgroup is hidden from us, or outside our cgroup namespace"
+    if owner.session is not None:
+        return False, f"it runs in login session {owner.session}: started from a terminal there"
+    if owner.innermost is None:
+        return False, f"no unit has it: its cgroup is {path}"
+    if details is not None and details.unit.active_state in ("inactive", "failed"):
+        state = details.unit.active_state
+        return False, f"it is left over: {details.unit.name} is {state}"
+    if owner.innermost == INIT_SCOPE:
+        return True, "it is the manager itself, or started by it outside every unit"
+    return True, f"{owner.innermost} manages it"

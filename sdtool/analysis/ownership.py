@@ -1,0 +1,363 @@
+"""Who owns a cgroup, a socket, a port?
+
+The creator of a socket (its cgroup id) and its holders (descriptors) are two facts: after socket
+activation, a passed descriptor or a stopped .socket they differ. A port is owned by those who
+hold its socket; the creator stands in only where the holders may not be seen.
+
+Source: sd-login(3) for reading a cgroup path; systemd.socket(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from sdtool.model.names import UNIT_TYPES
+from sdtool.model.process import Container
+from sdtool.model.sockets import (
+    Creator,
+    Holder,
+    HolderScan,
+    ListenAddress,
+    ListeningSocket,
+    PortBlock,
+    PortOwner,
+    PortOwnership,
+    PortSpec,
+    PortVerdict,
+    Socket,
+    SocketFacts,
+    SocketUnit,
+    Via,
+)
+from sdtool.model.unit import CgroupOwner, ManagerRoots
+
+USER_MANAGER = re.compile(r"user@\d+\.service")
+SESSION = re.compile(r"session-(.+)\.scope")
+INIT_SCOPE = "init.scope"
+
+CONTAINER_SCOPES = (
+    ("docker", re.compile(r"docker-([0-9a-f]{64})\.scope")),
+    ("podman", re.compile(r"libpod-([0-9a-f]{64})\.scope")),
+    ("crio", re.compile(r"crio-([0-9a-f]{64})\.scope")),
+    ("containerd", re.compile(r"cri-containerd-([0-9a-f]{64})\.scope")),
+    ("nspawn", re.compile(r"systemd-nspawn@(.+)\.service")),
+    ("nspawn", re.compile(r"machine-(.+)\.scope")),
+    ("docker", re.compile(r"docker/([0-9a-f]{64})")),
+)
+POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f_-]{27})(?:\.slice)?(?:/|$)")
+
+
+# Cgroups -------------------------------------------------------------------------------------
+
+
+def read_path(path: str, roots: ManagerRoots) -> CgroupOwner:
+    """Who manages the processes of a cgroup, from its path alone, as sd-login(3) reads it."""
+    if roots.user is not None and (inside := _below(path, roots.user)) is not None:
+        slice_name, user_unit, _ = _split(inside)
+        return CgroupOwner(
+            unit=_system_part(path, roots)[1],
+            user_unit=user_unit,
+            slice=slice_name,
+            session=None,
+        )
+    slice_name, unit, rest = _system_part(path, roots)
+    if unit is not None and USER_MANAGER.fullmatch(unit):
+        inner_slice, user_unit, _ = _split(rest)
+        return CgroupOwner(unit=unit, user_unit=user_unit, slice=inner_slice or slice_name)
+    session = SESSION.fullmatch(unit or "")
+    return CgroupOwner(unit=unit, slice=slice_name, session=session[1] if session else None)
+
+
+def _system_part(path: str, roots: ManagerRoots) -> tuple[str | None, str | None, list[str]]:
+    return _split(_below(path, roots.system) or [])
+
+
+def _below(path: str, root: str) -> list[str] | None:
+    """The components of a path below a root, None when it is elsewhere."""
+    root = root.rstrip("/")
+    if path != root and not path.startswith(f"{root}/"):
+        return None
+    return [part for part in path[len(root) :].split("/") if part]
+
+
+def _split(parts: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """(innermost slice, the unit right below the slices, what is below the unit)."""
+    slice_name = None
+    for index, part in enumerate(parts):
+        # systemd escapes names that clash with the kernel's own files by a leading "_".
+        name = part.removeprefix("_")
+        kind = name.rpartition(".")[2] if "." in name else ""
+        if kind == "slice":
+            slice_name = name
+        elif kind in UNIT_TYPES:
+            return slice_name, name, parts[index + 1 :]
+        else:
+            break
+    return slice_name, None, []
+
+
+def read_container(path: str) -> Container | None:
+    """The container that a cgroup path belongs to, by the names that runtimes give."""
+    for runtime, pattern in CONTAINER_SCOPES:
+        found = pattern.search(path)
+        if found:
+            pod = POD.search(path)
+            uid = pod[1].replace("_", "-") if pod else None
+            return Container(runtime=runtime, id=found[1], pod=uid)
+    return None
+
+
+# Sockets -------------------------------------------------------------------------------------
+
+
+def join(
+    sockets: Iterable[SocketFacts],
+    cgroups: Mapping[int, str],
+    scan: HolderScan | None,
+    socket_units: Sequence[SocketUnit],
+    roots: ManagerRoots,
+) -> tuple[Socket, ...]:
+    """Sockets with their creators, holders and .socket units.
+
+    Args:
+        cgroups: Cgroup id -> path, for all cgroups.
+        scan: Who holds them; None when nobody looked.
+        socket_units: The .socket units that could be listening on them.
+    """
+    holders: dict[int, list[Holder]] = {}
+    for inode, ref, path in scan.by_inode if scan else ():
+        unit = read_path(path, roots).innermost if path is not None else None
+        holders.setdefault(inode, []).append(Holder(pid=ref.pid, comm=ref.comm, unit=unit))
+    return tuple(_join_one(row, cgroups, holders, scan, socket_units, roots) for row in sockets)
+
+
+def _join_one(
+    row: SocketFacts,
+    cgroups: Mapping[int, str],
+    holders: Mapping[int, list[Holder]],
+    scan: HolderScan | None,
+    socket_units: Sequence[SocketUnit],
+    roots: ManagerRoots,
+) -> Socket:
+    creator, creator_reason = _creator(row, cgroups, roots)
+    held, complete, why = _holders(row, holders, scan)
+    return Socket(
+        family=row.family,
+        protocol=row.protocol,
+        type=row.type,
+        address=row.address,
+        port=row.port,
+        path=None,
+        state=row.state,
+        inode=row.inode,
+        uid=row.uid,
+        v6only=row.v6only,
+        netns=row.netns,
+        netns_name=None,
+        creator=creator,
+        creator_reason=creator_reason,
+        holders=held,
+        holders_complete=complete,
+        holders_reason=why,
+        socket_unit=_socket_unit(row, creator, held, socket_units),
+    )
+
+
+def _creator(
+    row: SocketFacts, cgroups: Mapping[int, str], roots: ManagerRoots
+) -> tuple[Creator | None, str | None]:
+    if row.cgroup_id is None:
+        return None, "the kernel names no creating cgroup for it"
+    path = cgroups.get(row.cgroup_id)
+    if path is None:
+        return None, "the cgroup that created it is gone"
+    return Creator(unit=read_path(path, roots).innermost, control_group=path), None
+
+
+def _holders(
+    row: SocketFacts, holders: Mapping[int, list[Holder]], scan: HolderScan | None
+) -> tuple[tuple[Holder, ...] | None, bool, str | None]:
+    if row.inode is None:
+        return (), True, None
+    if scan is None:
+        return None, False, "nobody looked at the processes' descriptors"
+    found = tuple(holders.get(row.inode, ()))
+    if scan.complete or found:
+        return found, scan.complete, scan.reason
+    return None, False, scan.reason or "none of the processes that were looked at holds it"
+
+
+def _socket_unit(
+    row: SocketFacts,
+    creator: Creator | None,
+    held: tuple[Holder, ...] | None,
+    socket_units: Sequence[SocketUnit],
+) -> str | None:
+    if creator is not None and creator.unit and creator.unit.endswith(".socket"):
+        return creator.unit
+    if not is_managers(creator, held):
+        return None
+    for unit in socket_units:
+        if any(listens_on(listen, row) for listen in unit.listens):
+            return unit.name
+    return None
+
+
+def is_managers(creator: Creator | None, held: tuple[Holder, ...] | None) -> bool:
+    """Whether a manager made or holds the socket, so that a .socket unit may stand behind it."""
+    if creator is not None and creator.unit == INIT_SCOPE:
+        return True
+    return any(holder.unit == INIT_SCOPE for holder in held or ())
+
+
+def listens_on(listen: ListenAddress, row: SocketFacts) -> bool:
+    """Whether a Listen= line of a .socket unit is this socket's address."""
+    if {"Stream": "stream", "Datagram": "dgram"}.get(listen.type) != row.type:
+        return False
+    address, _, port = listen.address.rpartition(":")
+    address = address.partition("%")[0].strip("[]")
+    return port == str(row.port) and address == row.address
+
+
+# Ports ---------------------------------------------------------------------------------------
+
+
+def owns(row: SocketFacts | Socket) -> bool:
+    """Whether a socket in this state owns its local port: a connection accepted on it does not."""
+    return row.protocol == "udp" or row.state in ("LISTEN", "BOUND")
+
+
+def judge_port(
+    spec: PortSpec, rows: Sequence[SocketFacts], sockets: Sequence[Socket]
+) -> tuple[PortOwnership, ...]:
+    """Who owns a port: an entry for each protocol that has something, or one that says free.
+
+    Args:
+        rows: All that the kernel has on this port.
+        sockets: ``rows`` joined with their owners, in the same order.
+    """
+    found = tuple(
+        _judge_protocol(spec.port, protocol, pairs)
+        for protocol in ((spec.protocol,) if spec.protocol else ("tcp", "udp"))
+        if (pairs := _of_protocol(protocol, rows, sockets))
+    )
+    if found:
+        return found
+    return (
+        PortOwnership(
+            port=spec.port,
+            protocol=spec.protocol,
+            verdict=PortVerdict.FREE,
+            owners=(),
+            blocked_by=(),
+            hint="nothing in this network namespace has it; others were not looked at",
+        ),
+    )
+
+
+def _of_protocol(
+    protocol: str, rows: Sequence[SocketFacts], sockets: Sequence[Socket]
+) -> list[tuple[SocketFacts, Socket]]:
+    wanted = ("tcp", "mptcp") if protocol == "tcp" else (protocol,)
+    pairs = zip(rows, sockets, strict=True)
+    return [(row, joined) for row, joined in pairs if row.protocol in wanted]
+
+
+def _judge_protocol(
+    port: int, protocol: str, pairs: Sequence[tuple[SocketFacts, Socket]]
+) -> PortOwnership:
+    taken = [joined for row, joined in pairs if owns(row)]
+    owners = tuple(dict.fromkeys(owner for joined in taken for owner in socket_owners(joined)))
+    blocked: tuple[PortBlock, ...] = ()
+    if owners:
+        verdict, hint = PortVerdict.OWNED, _owned_hint(taken)
+    elif taken:
+        verdict, hint = PortVerdict.UNKNOWN, _unknown_hint(taken)
+    else:
+        blocked = tuple(_block(row, joined) for row, joined in pairs)
+        verdict, hint = PortVerdict.BLOCKED, _blocked_hint(blocked)
+    return PortOwnership(
+        port=port,
+        protocol=protocol,
+        verdict=verdict,
+        owners=owners,
+        blocked_by=blocked,
+        hint=hint,
+    )
+
+
+def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
+    """The owners of one socket, the ones that hold it first; empty when they are not known."""
+    if socket.holders:
+        doors = dict.fromkeys(_door(socket, holder.unit) for holder in socket.holders)
+        return tuple(PortOwner(unit=unit, via=via, socket=socket) for unit, via in doors)
+    if socket.holders == () and socket.holders_complete:
+        in_root = socket.creator is not None and socket.creator.control_group == "/"
+        kernel = socket.inode is not None and in_root
+        return (PortOwner(unit=None, via=Via.KERNEL, socket=socket),) if kernel else ()
+    if socket.creator is not None:
+        unit, via = _door(socket, socket.creator.unit)
+        via = Via.CREATOR if via is Via.HOLDER else via
+        return (PortOwner(unit=unit, via=via, socket=socket),)
+    return ()
+
+
+def _door(socket: Socket, unit: str | None) -> tuple[str | None, Via]:
+    if socket.socket_unit is not None and unit in (INIT_SCOPE, socket.socket_unit):
+        return socket.socket_unit, Via.SOCKET_UNIT
+    return unit, Via.HOLDER
+
+
+def _owned_hint(taken: Sequence[Socket]) -> str | None:
+    reasons = dict.fromkeys(s.holders_reason for s in taken if s.holders is None)
+    return next((reason for reason in reasons if reason), None)
+
+
+def _unknown_hint(taken: Sequence[Socket]) -> str:
+    reasons = (reason for s in taken for reason in (s.creator_reason, s.holders_reason) if reason)
+    return "; ".join(dict.fromkeys(reasons)) or "the socket has neither creator nor holder"
+
+
+def _block(row: SocketFacts, joined: Socket) -> PortBlock:
+    peer = None
+    if row.peer_address is not None:
+        host = f"[{row.peer_address}]" if ":" in row.peer_address else row.peer_address
+        peer = f"{host}:{row.peer_port}"
+    return PortBlock(
+        state=row.state,
+        expires_us=row.expires_us,
+        peer=peer,
+        unit=joined.creator.unit if joined.creator else None,
+    )
+
+
+def _blocked_hint(blocked: Sequence[PortBlock]) -> str:
+    waits = [block.expires_us for block in blocked if block.state == "TIME_WAIT"]
+    if len(waits) == len(blocked) and all(wait is not None for wait in waits):
+        longest = max(wait for wait in waits if wait is not None)
+        return (
+            f"nobody listens; old connections free it in {longest / 1_000_000:.0f} s "
+            "(a server with SO_REUSEADDR can bind now)"
+        )
+    return "nobody listens, but connections still use it as their local port"
+
+
+def name_listeners(sockets: Iterable[Socket]) -> tuple[ListeningSocket, ...]:
+    """An entry for each unit that owns each socket, by unit, then port; unowned ones last."""
+    rows: list[ListeningSocket] = []
+    for socket in sockets:
+        units = [owner.unit for owner in socket_owners(socket)] or [None]
+        rows.extend(ListeningSocket(unit=unit, socket=socket) for unit in dict.fromkeys(units))
+    return tuple(sorted(rows, key=_by_unit))
+
+
+def _by_unit(row: ListeningSocket) -> tuple[bool, str, int, str, str]:
+    socket = row.socket
+    return (
+        row.unit is None,
+        row.unit or "",
+        socket.port or 0,
+        socket.protocol,
+        socket.address or "",
+    )

@@ -1,0 +1,371 @@
+"""How did a stop go? The events in order, each process's fate, and one verdict.
+
+systemd's own words do not answer that: the job of a stop that ended in SIGKILL is "done", and
+Result=success can stand beside children that were SIGKILLed (KillMode=mixed) or that still run
+(KillMode=process). Where no signal could be observed, its time is inferred within bounds.
+
+Source: systemd.kill(5); service.c of systemd for the order of its phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sdtool.analysis.phases import is_kill_phase, roles_signalled, signal_of
+from sdtool.model.process import Role
+from sdtool.model.stop import (
+    Event,
+    EventKind,
+    EventSource,
+    Evidence,
+    ExitSignal,
+    ExitStatus,
+    ProcessFate,
+    StopPolicy,
+    StopRecord,
+    StopReport,
+    Verdict,
+    WatchedProcess,
+)
+
+KILL_SLACK_US = 500_000
+"""An exit this soon after the final signal was sent is taken as its effect."""
+
+FAILED_JOBS = frozenset({"canceled", "timeout", "failed", "dependency", "skipped", "invalid"})
+
+
+def build(record: StopRecord) -> StopReport:
+    """The report of a stop, from all that was gathered while it ran."""
+    events = sort_events((*record.events, *_infer_mixed_kill(record)))
+    fates = tuple(_fate(process, record, events) for process in record.processes)
+    killed = tuple(fate.pid for fate in fates if fate.killed_by_manager)
+    verdict, reason = _judge(record, fates)
+    return StopReport(
+        unit=record.unit,
+        policy=record.policy,
+        tier=record.tier,
+        observers=record.observers,
+        requested_us=record.requested_us,
+        duration_us=0 if record.already_inactive else record.ended_us - record.requested_us,
+        events=events,
+        job_result=record.job_result,
+        result=record.result,
+        active_state=record.active_state,
+        verdict=verdict,
+        verdict_reason=reason,
+        processes=fates,
+        killed=killed,
+        also_stopped=record.also_stopped,
+        reactivated_by=record.reactivated_by,
+        leftovers=record.survivors,
+        ports_released=record.released,
+        ports_held=record.held,
+    )
+
+
+def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Events by time; at the same moment a cause stands before its effect."""
+    return tuple(sorted(events, key=_order))
+
+
+def _order(event: Event) -> tuple[int, int]:
+    causes = (EventKind.OBSERVER, EventKind.JOB_NEW, EventKind.TIMEOUT, EventKind.SIGNAL_SENT)
+    return event.at_us, causes.index(event.kind) if event.kind in causes else len(causes)
+
+
+# Signals that nobody could see ---------------------------------------------------------------
+
+
+def infer_phase(
+    policy: StopPolicy,
+    state: Event,
+    processes: Sequence[WatchedProcess],
+    earlier: Sequence[Event],
+    requested_us: int,
+) -> tuple[Event, ...]:
+    """What the manager did on entering a phase: why it left the last one, and whom it signalled.
+
+    Args:
+        state: The state event that says the phase was entered.
+        processes: Those known so far; the ones whose exit lies before the phase got nothing.
+        earlier: The events so far; the phase began after the last state event in it.
+    """
+    states = [event for event in earlier if event.kind is EventKind.STATE]
+    last = max(states, key=lambda event: event.at_us, default=None)
+    since = last.at_us if last is not None else requested_us
+    timeout = _infer_timeout(last, state) if last is not None else ()
+    return (*timeout, *_infer_signals(policy, state, processes, earlier, since))
+
+
+def _infer_timeout(last: Event, state: Event) -> tuple[Event, ...]:
+    """A phase that lasted as long as its limit was ended by it."""
+    limit = last.limit_us
+    if not isinstance(limit, int) or state.at_us - last.at_us < limit:
+        return ()
+    timeout = Event(
+        unit=state.unit,
+        at_us=state.at_us,
+        at_min_us=last.at_us + limit,
+        at_max_us=state.at_us,
+        kind=EventKind.TIMEOUT,
+        source=EventSource.DBUS,
+        evidence=Evidence.INFERRED,
+        sub_state=last.sub_state,
+        limit_us=limit,
+        then=last.then,
+    )
+    return (timeout,)
+
+
+def _infer_signals(
+    policy: StopPolicy,
+    state: Event,
+    processes: Sequence[WatchedProcess],
+    earlier: Sequence[Event],
+    since: int,
+) -> tuple[Event, ...]:
+    signal = signal_of(policy, state.sub_state or "")
+    if signal is None:
+        return ()
+    exits = exits_by_pid(earlier)
+    roles = roles_signalled(policy, state.sub_state or "")
+    targets = [p for p in processes if p.role in roles and _alive_at(p, since, exits)]
+    # A process can be dead before the word of the phase reaches us: the signal came before that.
+    first_exit = min((exits[p.pid].at_us for p in targets if p.pid in exits), default=state.at_us)
+    return tuple(
+        _sent(state.unit, process, signal, min(first_exit, state.at_us), since, state.at_us)
+        for process in targets
+    )
+
+
+def _alive_at(process: WatchedProcess, at_us: int, exits: dict[int, Event]) -> bool:
+    gone = exits.get(process.pid)
+    return gone is None or gone.at_us >= at_us
+
+
+def _sent(
+    unit: str, process: WatchedProcess, signal: str, at_us: int, min_us: int, max_us: int
+) -> Event:
+    return Event(
+        unit=unit,
+        at_us=at_us,
+        at_min_us=min_us,
+        at_max_us=max_us,
+        kind=EventKind.SIGNAL_SENT,
+        source=EventSource.DBUS,
+        evidence=Evidence.INFERRED,
+        pid=process.pid,
+        comm=process.comm,
+        role=process.role,
+        signal=signal,
+    )
+
+
+def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
+    """KillMode=mixed sends SIGKILL to the rest once main is gone, in no phase of its own."""
+    policy = record.policy
+    main_exit = _main_exit(record)
+    if policy is None or main_exit is None or not _kills_rest(policy):
+        return ()
+    exits = exits_by_pid(record.events)
+    sent_already = {e.pid for e in record.events if _is_final_signal(e, policy)}
+    return tuple(
+        _sent(
+            record.unit,
+            process,
+            policy.final_kill_signal,
+            main_exit,
+            main_exit,
+            exits[process.pid].at_us,
+        )
+        for process in record.processes
+        if process.pid in exits
+        and process.pid not in sent_already
+        and exits[process.pid].at_us >= main_exit
+        and _ended_by(_status(process.pid, record.events), policy.final_kill_signal)
+    )
+
+
+def _is_final_signal(event: Event, policy: StopPolicy) -> bool:
+    return event.kind is EventKind.SIGNAL_SENT and event.signal == policy.final_kill_signal
+
+
+def _kills_rest(policy: StopPolicy) -> bool:
+    return policy.kill_mode == "mixed" and policy.send_sigkill
+
+
+def _main_exit(record: StopRecord) -> int | None:
+    exits = exits_by_pid(record.events)
+    mains = [p.pid for p in record.processes if p.role is Role.MAIN]
+    return next((exits[pid].at_us for pid in mains if pid in exits), None)
+
+
+# Fates ---------------------------------------------------------------------------------------
+
+
+def exits_by_pid(events: Iterable[Event]) -> dict[int, Event]:
+    """The exit event of each process that has one."""
+    exits: dict[int, Event] = {}
+    for event in events:
+        if event.kind is EventKind.PROCESS_EXIT and event.pid is not None:
+            exits.setdefault(event.pid, event)
+    return exits
+
+
+def _status(pid: int, events: Iterable[Event]) -> ExitStatus | None:
+    """The wait status: in the exit event, or in the reap event when it was pending."""
+    kinds = (EventKind.PROCESS_EXIT, EventKind.PROCESS_REAPED)
+    found = (e.exit for e in events if e.pid == pid and e.kind in kinds and e.exit is not None)
+    return next(found, None)
+
+
+def _ended_by(status: ExitStatus | None, signal: str) -> bool:
+    return isinstance(status, ExitSignal) and status.signal == signal
+
+
+def _fate(process: WatchedProcess, record: StopRecord, events: Sequence[Event]) -> ProcessFate:
+    exited = exits_by_pid(events).get(process.pid)
+    status = _status(process.pid, events)
+    killed, reason = _killed_by_manager(process, exited, status, record, events)
+    return ProcessFate(
+        pid=process.pid,
+        comm=process.comm,
+        role=process.role,
+        disposition=process.disposition,
+        signalled_us=_first_signal(process.pid, events),
+        exit_us=exited.at_us if exited else None,
+        exit=status,
+        killed_by_manager=killed,
+        fate_reason=reason,
+    )
+
+
+def _first_signal(pid: int, events: Iterable[Event]) -> int | None:
+    sent = (e.at_us for e in events if e.kind is EventKind.SIGNAL_SENT and e.pid == pid)
+    return next(sent, None)
+
+
+def _killed_by_manager(
+    process: WatchedProcess,
+    exited: Event | None,
+    status: ExitStatus | None,
+    record: StopRecord,
+    events: Sequence[Event],
+) -> tuple[bool | None, str]:
+    """Whether the manager's final signal ended the process, and how we know."""
+    policy = record.policy
+    if exited is None:
+        if any(survivor.pid == process.pid for survivor in record.survivors):
+            return False, "it still runs"
+        return None, "its exit was not seen"
+    if policy is None:
+        return False, _plain_end(status)
+    final = policy.final_kill_signal
+    killing = _kill_before(process.pid, exited.at_us, policy, events)
+    if status is not None and not _ended_by(status, final):
+        return False, _plain_end(status)
+    if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
+        how = "ended by" if status is not None else "gone right after"
+        return True, f"{how} {final}, which the manager had sent"
+    if status is None:
+        return _unread_status(record, policy)
+    if record.result == "timeout":
+        return True, f"ended by {final}; Result=timeout says that the manager had sent it"
+    return False, f"ended by {final}, but the manager was in no phase that sends it"
+
+
+def _kill_before(
+    pid: int, exit_us: int, policy: StopPolicy, events: Iterable[Event]
+) -> int | None:
+    """When the manager's final signal went to the process, if that was before its exit."""
+    for event in events:
+        if _is_final_signal(event, policy) and event.pid == pid:
+            # The word of the phase may trail the exit it caused: the lower bound counts.
+            lower = event.at_us if event.at_min_us is None else event.at_min_us
+            if lower <= exit_us:
+                return event.at_us
+    return None
+
+
+def _unread_status(record: StopRecord, policy: StopPolicy) -> tuple[bool | None, str]:
+    unseen = "its wait status could not be read"
+    phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
+    if record.result == "timeout" or _kills_rest(policy) or any(map(is_kill_phase, phases)):
+        return None, f"{unseen}, and the manager did send {policy.final_kill_signal}"
+    return False, f"{unseen}, but the manager sent no {policy.final_kill_signal}"
+
+
+def _plain_end(status: ExitStatus | None) -> str:
+    if status is None:
+        return "it ended; its wait status could not be read"
+    if isinstance(status, ExitSignal):
+        return f"ended by {status.signal}"
+    return f"exited with {status.code}"
+
+
+# Verdict -------------------------------------------------------------------------------------
+
+
+def _judge(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, str]:
+    """The worst that is true, with its reason in one sentence."""
+    if record.already_inactive:
+        return Verdict.CLEAN, f"It was {record.active_state} already: there was nothing to stop."
+    if record.survivors:
+        names = _names((ref.pid, ref.comm) for ref in record.survivors)
+        return Verdict.LEFTOVER, f"{names} still {_verb(len(record.survivors))} after the stop."
+    killed = [fate for fate in fates if fate.killed_by_manager]
+    if killed:
+        return Verdict.KILLED, _killed_reason(record, killed)
+    if failure := _failure(record):
+        return Verdict.FAILED, failure
+    if unknown := _unknown(record, fates):
+        return Verdict.UNKNOWN, unknown
+    return Verdict.CLEAN, _clean_reason(fates)
+
+
+def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
+    names = _names((fate.pid, fate.comm) for fate in killed)
+    main_exit = _main_exit(record)
+    if record.policy and _kills_rest(record.policy) and main_exit and record.result == "success":
+        return f"{names} got SIGKILL without warning when the main process ended (KillMode=mixed)."
+    last = max(fate.exit_us or record.ended_us for fate in killed)
+    seconds = (last - record.requested_us) / 1_000_000
+    return f"{names} had to be SIGKILLed after {seconds:.1f} s."
+
+
+def _failure(record: StopRecord) -> str | None:
+    if record.job_result in FAILED_JOBS:
+        return f"The stop job ended as {record.job_result}; the unit is {record.active_state}."
+    if record.result not in (None, "success"):
+        return f"The unit ended with Result={record.result}."
+    if record.active_state == "failed":
+        return "The unit ended in the state failed."
+    return None
+
+
+def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
+    gaps = [event for event in record.events if event.kind is EventKind.GAP]
+    if gaps:
+        return f"Events were lost on the way: {gaps[0].text}."
+    hidden = [fate for fate in fates if fate.killed_by_manager is None]
+    if hidden:
+        names = _names((fate.pid, fate.comm) for fate in hidden)
+        return f"How {names} ended was not observable: {hidden[0].fate_reason}."
+    return None
+
+
+def _clean_reason(fates: Sequence[ProcessFate]) -> str:
+    if not fates:
+        return "It had no processes."
+    count = "The process" if len(fates) == 1 else f"All {len(fates)} processes"
+    return f"{count} ended without being SIGKILLed, and nothing stayed behind."
+
+
+def _names(processes: Iterable[tuple[int, str]]) -> str:
+    named = [f"{pid} ({comm})" for pid, comm in processes]
+    shown = ", ".join(named[:3])
+    return shown if len(named) <= 3 else f"{shown} and {len(named) - 3} more"
+
+
+def _verb(count: int) -> str:
+    return "runs" if count == 1 else "run"

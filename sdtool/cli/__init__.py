@@ -1,0 +1,59 @@
+"""The command line: arguments -> Host -> render -> exit status.
+
+The only room that prints, and the only one that runs an event loop. A command's module is
+imported when that command is asked for: start-up time is a feature.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from click.exceptions import Abort, ClickException, UsageError
+
+from sdtool.cli.app import build_app
+from sdtool.cli.invocation import Invocation, report_failure
+from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; the entry point of the console script."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation.guess(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        status = build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except BrokenPipeError:
+        # The reader has seen enough (head, less): no word about it, as cat and ls do.
+        sys.stdout = None
+        return Exit.OK
+    except ClickException as error:
+        return report_failure(invocation, _as_ours(error))
+    except SdtoolError as error:
+        return report_failure(invocation, error)
+    except (KeyboardInterrupt, Abort):
+        return report_failure(invocation, Interrupted("Interrupted.", hint=invocation.farewell))
+    except Exception as error:
+        if invocation.debug:
+            raise
+        bug = SdtoolError(
+            f"This is a bug in sdtool: {type(error).__name__}: {error}.",
+            hint="run it again with --debug and report what it prints",
+        )
+        return report_failure(invocation, bug)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A SIGTERM or SIGHUP ends us as Ctrl-C does, so that every observer is torn down."""
+    raise KeyboardInterrupt
+
+
+def _as_ours(error: ClickException) -> SdtoolError:
+    message = error.format_message().strip().rstrip(".")
+    command = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "sdtool"
+    return InvalidArgument(f"{message}.", hint=f"{command} --help")

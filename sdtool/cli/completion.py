@@ -1,0 +1,22 @@
+"""Completion of unit names: what the manager has loaded, as systemctl completes them."""
+
+from __future__ import annotations
+
+import typer
+
+from sdtool.cli.invocation import Invocation
+from sdtool.errors import SdtoolError
+from sdtool.host import ListFilter
+from sdtool.model.unit import Scope
+
+
+def complete_units(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The loaded units that begin so; none where no manager can be asked."""
+    user = bool(ctx.params.get("scope"))
+    invocation = Invocation(scope=Scope.USER if user else Scope.SYSTEM)
+    filters = ListFilter(everything=True)
+    try:
+        units = invocation.ask(lambda host: host.list([f"{incomplete}*"], filters))
+    except SdtoolError:
+        return []
+    return [unit.name for unit in units]

@@ -1,0 +1,156 @@
+"""One run of the command line: its common options, where it prints, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sdtool.errors import Exit, SdtoolError
+from sdtool.model.answer import Answer
+from sdtool.model.unit import Scope
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from sdtool.host import Host
+
+T = TypeVar("T")
+
+PIPE_WIDTH = 100_000
+"""Wide enough for any table: nothing is cut that goes to a pipe."""
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What the common options say; filled in while the command line is parsed.
+
+    Attributes:
+        farewell: What to add when the user interrupts: what goes on without us.
+    """
+
+    command: str = ""
+    scope: Scope = Scope.SYSTEM
+    json: bool = False
+    color: str = "auto"
+    verbose: bool = False
+    debug: bool = False
+    farewell: str | None = None
+
+    @classmethod
+    def guess(cls, argv: Sequence[str]) -> Invocation:
+        """What can be told before parsing, so that a usage error too is JSON when asked for."""
+        options = list(argv[: argv.index("--")] if "--" in argv else argv)
+        words = [word for word in options if not word.startswith("-")]
+        return cls(
+            command=words[0] if words else "",
+            json="--json" in options or "--jsonl" in options,
+            debug="--debug" in options,
+        )
+
+    def ask(self, question: Callable[[Host], Awaitable[T]]) -> T:
+        """Open the host, ask it, close it: the one place where the event loop runs."""
+        from sdtool.host import Host
+
+        async def answer() -> T:
+            async with Host(self.scope) as host:
+                return await question(host)
+
+        self._configure_logging()
+        return asyncio.run(answer())
+
+    def _configure_logging(self) -> None:
+        level = logging.DEBUG if self.debug else logging.INFO if self.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="sdtool: %(message)s", stream=sys.stderr)
+        # The libraries log what we handle ourselves.
+        for library in ("asyncio", "dbus_fast"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+
+    def finish(
+        self,
+        answer: Answer[Any],
+        show: Callable[[Sequence[Any]], RenderableType],
+        *,
+        bad: bool = False,
+    ) -> int:
+        """Print an answer as text or as the envelope, and return the exit status.
+
+        Args:
+            show: Renders the data for people; not called where there is none.
+            bad: The answer is a bad one: exit 1, unless something could not be answered.
+        """
+        status = answer.errors[0].exit if answer.errors else Exit.BAD if bad else Exit.OK
+        if self.json:
+            self._print_envelope(answer.data, answer.errors, status)
+            return status
+        if answer.data:
+            self.print(show(answer.data))
+        for error in answer.errors:
+            print_error(error)
+        return status
+
+    def _print_envelope(
+        self, data: Sequence[Any], errors: Sequence[SdtoolError], status: Exit
+    ) -> None:
+        from sdtool.render.json import envelope
+
+        sys.stdout.write(envelope(self.command, data, errors, status) + "\n")
+
+    def print(self, renderable: RenderableType) -> None:
+        """Print for people; a pipe gets plain text in full width."""
+        console = self.console()
+        if console.is_terminal:
+            console.print(renderable)
+            return
+        with console.capture() as captured:
+            console.print(renderable)
+        lines = (line.rstrip() for line in captured.get().splitlines())
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+    def console(self) -> Console:
+        """Where text goes, with the colours that the options and the terminal allow."""
+        from rich.console import Console
+
+        colour = wants_colour(self.color)
+        return Console(
+            width=None if sys.stdout.isatty() else PIPE_WIDTH,
+            force_terminal=None if sys.stdout.isatty() else False,
+            color_system="auto"
+            if colour and sys.stdout.isatty()
+            else "standard"
+            if colour
+            else None,
+            highlight=False,
+            soft_wrap=False,
+            emoji=False,
+            markup=False,
+        )
+
+
+def wants_colour(option: str) -> bool:
+    """Whether to colour: --color, else NO_COLOR, else whether stdout is a terminal."""
+    if option != "auto":
+        return option == "always"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def print_error(error: SdtoolError) -> None:
+    """One sentence on stderr, and the hint below it."""
+    from sdtool.render.plain import clean
+
+    sys.stderr.write(f"sdtool: {clean(str(error))}\n")
+    if error.hint:
+        sys.stderr.write(f"({clean(error.hint)})\n")
+
+
+def report_failure(invocation: Invocation, error: SdtoolError) -> int:
+    """Say why there is no answer at all, as text or in the envelope."""
+    if invocation.json:
+        invocation._print_envelope((), (error,), error.exit)
+    else:
+        print_error(error)
+    return error.exit

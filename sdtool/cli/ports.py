@@ -1,0 +1,87 @@
+"""port and ports."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sdtool.cli.invocation import Invocation
+from sdtool.cli.units import complete_units
+from sdtool.errors import InvalidArgument
+from sdtool.model.sockets import PortSpec, PortVerdict
+
+PROTOCOLS = ("tcp", "udp")
+
+
+def port_command(
+    ctx: typer.Context,
+    ports: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PORT[/tcp|/udp]...",
+            help="Ports, with or without protocol.",
+            show_default=False,
+        ),
+    ],
+) -> int:
+    """Say which unit owns a port, and through which door."""
+    invocation = ctx.ensure_object(Invocation)
+    specs = [parse_port(text) for text in ports]
+    answer = invocation.ask(lambda host: host.port(specs))
+    owned = {(entry.port, entry.protocol) for entry in answer.data if _is_owned(entry.verdict)}
+    bad = not all(_is_answered(spec, owned) for spec in specs)
+    if invocation.json:
+        return invocation.finish(answer, lambda _: "", bad=bad)
+    from sdtool.render.tables import render_ports
+
+    return invocation.finish(answer, render_ports, bad=bad)
+
+
+def _is_owned(verdict: PortVerdict) -> bool:
+    return verdict is PortVerdict.OWNED
+
+
+def _is_answered(spec: PortSpec, owned: set[tuple[int, str | None]]) -> bool:
+    protocols = (spec.protocol,) if spec.protocol else PROTOCOLS
+    return any((spec.port, protocol) in owned for protocol in protocols)
+
+
+def parse_port(text: str) -> PortSpec:
+    """PORT or PORT/tcp or PORT/udp.
+
+    Raises:
+        InvalidArgument: It is no port, or another protocol.
+    """
+    number, slash, protocol = text.partition("/")
+    if not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
+        raise InvalidArgument(f"{text} is no port (1 to 65535).", subject=text)
+    if slash and protocol not in PROTOCOLS:
+        raise InvalidArgument(
+            f"{protocol or 'nothing'} is no protocol that has ports here.",
+            subject=text,
+            hint=f"{number}/tcp or {number}/udp",
+        )
+    return PortSpec(port=int(number), protocol=protocol or None)
+
+
+def ports_command(
+    ctx: typer.Context,
+    units: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[UNIT]...",
+            help="Only the sockets of these units.",
+            autocompletion=complete_units,
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """List every listening socket with the unit that owns it."""
+    invocation = ctx.ensure_object(Invocation)
+    answer = invocation.ask(lambda host: host.ports(units or ()))
+    if invocation.json:
+        return invocation.finish(answer, lambda _: "")
+    from sdtool.render.tables import render_listeners
+
+    return invocation.finish(answer, render_listeners)

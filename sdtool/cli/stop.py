@@ -1,0 +1,174 @@
+"""stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdtool.cli.invocation import Invocation
+from sdtool.cli.units import Units
+from sdtool.errors import InvalidArgument
+from sdtool.model.answer import Answer
+from sdtool.model.names import is_glob
+from sdtool.model.stop import Event, EventKind, StopReport, Verdict
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+    from sdtool.host import StopOptions
+    from sdtool.host.stopwatch import OnEvents
+
+
+def stop_command(
+    ctx: typer.Context,
+    units: Units,
+    deadline: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Stop watching after this many seconds; the job goes on."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Stop critical units too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask about globs.")] = False,
+    observers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Observe with these only: pidfd,cgroup,sockets or none."
+        ),
+    ] = None,
+    jsonl: Annotated[
+        bool,
+        typer.Option("--jsonl", help="Print each event as a line of JSON, then the document."),
+    ] = False,
+) -> int:
+    """Stop units and watch every step; exit 1 unless all of them stopped cleanly."""
+    from sdtool.host import StopOptions
+
+    invocation = ctx.ensure_object(Invocation)
+    if deadline is not None and not deadline > 0:
+        raise InvalidArgument(f"A deadline of {deadline:g} s has passed already.")
+    options = StopOptions(
+        deadline_s=deadline,
+        force=force,
+        interactive=sys.stdin.isatty() and sys.stdout.isatty(),
+        observers=_parse_observers(observers),
+    )
+    names = _confirm(invocation, units, yes)
+    invocation.farewell = "the stop job goes on: systemctl list-jobs"
+    answer = _stop(invocation, names, options, jsonl)
+    bad = any(report.verdict is not Verdict.CLEAN for report in answer.data)
+    if invocation.json:
+        return invocation.finish(answer, lambda _: "", bad=bad)
+    from sdtool.render.timeline import render_reports
+
+    return invocation.finish(answer, render_reports, bad=bad)
+
+
+def _parse_observers(text: str | None) -> frozenset[str] | None:
+    if text is None:
+        return None
+    from sdtool.host.stopwatch import OBSERVERS
+
+    wanted = frozenset(part for part in text.split(",") if part) - {"none"}
+    unknown = wanted - frozenset(OBSERVERS)
+    if unknown:
+        raise InvalidArgument(
+            f"{', '.join(sorted(unknown))} is no observer.", hint=f"{', '.join(OBSERVERS)} or none"
+        )
+    return wanted
+
+
+def _confirm(invocation: Invocation, units: list[str], yes: bool) -> list[str]:
+    """Expand globs, and let the user see what they stand for before it is stopped."""
+    if yes or not any(is_glob(unit) for unit in units):
+        return units
+    found = invocation.ask(lambda host: host.resolve(units))
+    if found.errors:
+        raise found.errors[0]
+    listed = "".join(f"  {name}\n" for name in found.data)
+    if invocation.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InvalidArgument(
+            f"The pattern stands for {', '.join(found.data)}.", hint="--yes stops them"
+        )
+    sys.stderr.write(f"This stops:\n{listed}")
+    typer.confirm("Stop them?", abort=True, err=True)
+    return list(found.data)
+
+
+def _stop(
+    invocation: Invocation, names: list[str], options: StopOptions, jsonl: bool
+) -> Answer[StopReport]:
+    with ExitStack() as stack:
+        if jsonl:
+            on_events: OnEvents = _print_json_lines
+        elif invocation.json:
+            on_events = _ignore
+        else:
+            on_events = _View(invocation, stack, several=len(names) > 1).on_events
+        return invocation.ask(lambda host: host.stop(names, options, on_events=on_events))
+
+
+def _ignore(events: Sequence[Event]) -> None:
+    pass
+
+
+def _print_json_lines(events: Sequence[Event]) -> None:
+    from sdtool.render.json import event_line
+
+    for event in events:
+        sys.stdout.write(event_line(event) + "\n")
+    sys.stdout.flush()
+
+
+class _View:
+    """A line an event; on a terminal the countdown of the phase below them."""
+
+    def __init__(self, invocation: Invocation, stack: ExitStack, *, several: bool) -> None:
+        self._invocation = invocation
+        self._several = several
+        self._start_us: int | None = None
+        self._states: dict[str, Event] = {}
+        self._live: Live | None = None
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = stack.enter_context(
+                Live(
+                    console=invocation.console(),
+                    get_renderable=self._countdown,
+                    transient=True,
+                    refresh_per_second=10,
+                )
+            )
+
+    def _countdown(self) -> Text:
+        from sdtool.render.timeline import render_countdown
+
+        waiting = [state for state in self._states.values() if state.limit_us is not None]
+        latest = max(waiting, key=lambda state: state.at_us, default=None)
+        return render_countdown(latest, time.monotonic_ns() // 1000)
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Show events that happened at about the same time."""
+        from sdtool.render.timeline import render_events
+
+        if self._start_us is None:
+            # The first ones say that the observers are armed: the request follows at once.
+            self._start_us = events[-1].at_us
+        self._states |= {e.unit: e for e in events if e.kind is EventKind.STATE}
+        verbose = self._invocation.verbose
+        for line in render_events(
+            events, self._start_us, with_unit=self._several, verbose=verbose
+        ):
+            self._print(line)
+
+    def _print(self, line: Text) -> None:
+        if self._live is not None:
+            self._live.console.print(line)
+        else:
+            self._invocation.print(line)
+            sys.stdout.flush()

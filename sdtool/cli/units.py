@@ -1,0 +1,115 @@
+"""list, trace and pid."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sdtool.cli.invocation import Invocation
+from sdtool.errors import InvalidArgument
+from sdtool.model.answer import Answer
+
+MAX_PID = 2**22
+"""PID_MAX_LIMIT of 64-bit kernels."""
+
+
+def complete_units(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete a unit name; loads the host only when completing."""
+    from sdtool.cli import completion
+
+    return completion.complete_units(ctx, incomplete)
+
+
+Units = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="UNIT...",
+        help="Unit names or globs; .service is implied.",
+        autocompletion=complete_units,
+        show_default=False,
+    ),
+]
+
+
+def list_command(
+    ctx: typer.Context,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN]...",
+            help="Only units that match; globs are allowed.",
+            autocompletion=complete_units,
+            show_default=False,
+        ),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("-t", "--type", metavar="TYPE", help="Only this type: service, socket ..."),
+    ] = None,
+    states: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only this load, active or sub state."),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Inactive units too.")] = False,
+) -> int:
+    """List units with the number of their processes and their listening ports."""
+    from sdtool.host import ListFilter
+
+    invocation = ctx.ensure_object(Invocation)
+    filters = ListFilter(
+        types=_split(types),
+        states=_split(states) + (["failed"] if failed else []),
+        everything=everything,
+    )
+    units = invocation.ask(lambda host: host.list(patterns or (), filters))
+    if invocation.json:
+        return invocation.finish(Answer(data=units), lambda _: "")
+    from sdtool.render.tables import render_units, summarise_units
+
+    status = invocation.finish(Answer(data=units), render_units)
+    if sys.stdout.isatty():
+        hint = "" if everything else "; --all shows the inactive ones too"
+        sys.stderr.write(f"\n{summarise_units(units)}{hint}\n")
+    return status
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Repeated and comma-separated, as systemctl takes them."""
+    return [part for value in values or () for part in value.split(",") if part]
+
+
+def trace_command(ctx: typer.Context, units: Units) -> int:
+    """Show a unit's process tree, what the stop signal would do to each, and its sockets."""
+    invocation = ctx.ensure_object(Invocation)
+    answer = invocation.ask(lambda host: host.trace(units))
+    if invocation.json:
+        return invocation.finish(answer, lambda _: "")
+    from sdtool.render.trace import render_traces
+
+    return invocation.finish(answer, render_traces)
+
+
+def pid_command(
+    ctx: typer.Context,
+    pids: Annotated[
+        list[str], typer.Argument(metavar="PID...", help="Process ids.", show_default=False)
+    ],
+) -> int:
+    """Say which unit, session or container manages a process, or that nothing does."""
+    invocation = ctx.ensure_object(Invocation)
+    numbers = [_parse_pid(text) for text in pids]
+    answer = invocation.ask(lambda host: host.pid(numbers))
+    if invocation.json:
+        return invocation.finish(answer, lambda _: "")
+    from sdtool.render.tables import render_owners
+
+    return invocation.finish(answer, render_owners)
+
+
+def _parse_pid(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= MAX_PID:
+        raise InvalidArgument(f"{text} is no process id (1 to {MAX_PID}).", subject=text)
+    return int(text)

@@ -1,0 +1,119 @@
+"""One machine, or one service manager of it, observed: the library's API.
+
+``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
+methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping``,
+``facilities``.
+
+    async with Host() as host:
+        for report in (await host.stop(["nginx"])).data:
+            print(report.verdict, report.verdict_reason)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from sdtool.host.facilities import read_facilities
+from sdtool.host.ports import own_listeners, own_port
+from sdtool.host.session import Session
+from sdtool.host.stopping import StopOptions, stop_units
+from sdtool.host.stopwatch import OnEvents
+from sdtool.host.units import ListFilter, explain_pid, list_units, resolve, trace_unit
+from sdtool.model.answer import Answer, collect
+from sdtool.model.facility import Facility
+from sdtool.model.process import ProcessOwner
+from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
+from sdtool.model.stop import StopReport
+from sdtool.model.unit import ListedUnit, Scope, Trace
+
+__all__ = ["Host", "ListFilter", "StopOptions"]
+
+
+class Host:
+    """This machine through one service manager; use as an async context manager.
+
+    The manager is connected to when a question needs it: ports of system units are answered
+    without it, and so also while it is dead.
+
+    Args:
+        scope: The system manager, or the calling user's own.
+    """
+
+    def __init__(self, scope: Scope = Scope.SYSTEM) -> None:
+        self._session = Session(scope)
+
+    async def __aenter__(self) -> Host:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def list(
+        self, patterns: Sequence[str] = (), filters: ListFilter | None = None
+    ) -> tuple[ListedUnit, ...]:
+        """The active and failed units, or those that the filters ask for, by name.
+
+        Raises:
+            NoSuchUnit: A pattern matches no loaded unit.
+            Unavailable: The manager cannot be reached.
+        """
+        return await list_units(self._session, patterns, filters or ListFilter())
+
+    async def trace(self, units: Sequence[str]) -> Answer[Trace]:
+        """Units with their processes and sockets; names and globs as systemctl takes them."""
+        found = await resolve(self._session, units)
+        traced = await collect(found.data, lambda name: trace_unit(self._session, name))
+        return Answer(data=traced.data, errors=found.errors + traced.errors)
+
+    async def port(self, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
+        """Which unit owns each port; two entries where tcp and udp both have something."""
+        answers = await collect(specs, lambda spec: own_port(self._session, spec))
+        return Answer(
+            data=tuple(entry for found in answers.data for entry in found), errors=answers.errors
+        )
+
+    async def ports(self, units: Sequence[str] = ()) -> Answer[ListeningSocket]:
+        """Every listening socket by unit, or those of the units."""
+        found = await resolve(self._session, units)
+        if units and not found.data:
+            return Answer(errors=found.errors)
+        return Answer(data=await own_listeners(self._session, found.data), errors=found.errors)
+
+    async def pid(self, pids: Sequence[int]) -> Answer[ProcessOwner]:
+        """Who manages each process."""
+        return await collect(pids, lambda pid: explain_pid(self._session, pid))
+
+    async def resolve(self, units: Sequence[str]) -> Answer[str]:
+        """The names that arguments stand for: globs expanded, ``.service`` implied."""
+        return await resolve(self._session, units)
+
+    async def stop(
+        self,
+        units: Sequence[str],
+        options: StopOptions | None = None,
+        *,
+        on_events: OnEvents | None = None,
+    ) -> Answer[StopReport]:
+        """Stop units, all at once, and observe them until their jobs are done.
+
+        Args:
+            on_events: Called with events about 50 ms after they happened, in the order of
+                their times.
+
+        Cancelling stops the watch, not the jobs.
+        """
+        found = await resolve(self._session, units)
+        stopped = await stop_units(
+            self._session, found.data, options or StopOptions(), on_events or (lambda _: None)
+        )
+        return Answer(data=stopped.data, errors=found.errors + stopped.errors)
+
+    async def doctor(self) -> tuple[Facility, ...]:
+        """What can be seen here, and why not; never raises for what is missing."""
+        return await read_facilities(self._session)

@@ -1,0 +1,46 @@
+"""What the questions to one host share: the connection, made when it is first needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from sdtool.model.unit import ManagerRoots, Scope
+from sdtool.sources import cgroups
+from sdtool.sources.cgroups import CgroupMount
+from sdtool.sources.systemd import Manager
+
+
+class Session:
+    """A lazily made connection to one manager, with the cgroup hierarchy it uses."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._manager: Manager | None = None
+
+    async def manager(self) -> Manager:
+        """The connection to the manager.
+
+        Raises:
+            Unavailable: It cannot be reached.
+        """
+        if self._manager is None:
+            self._manager = await Manager.open(self.scope)
+        return self._manager
+
+    @cached_property
+    def mount(self) -> CgroupMount:
+        """The cgroup hierarchy."""
+        return cgroups.read_mount()
+
+    async def roots(self) -> ManagerRoots:
+        """Where the managers keep their units; only a user manager has to be asked for it."""
+        system = cgroups.read_manager_root()
+        if self.scope is Scope.SYSTEM:
+            return ManagerRoots(system=system)
+        return ManagerRoots(system=system, user=(await self.manager()).info.control_group)
+
+    async def close(self) -> None:
+        """End the connection, if one was made."""
+        if self._manager is not None:
+            await self._manager.close()
+            self._manager = None

@@ -1,0 +1,21 @@
+"""What sdtool can see on this machine, and what it costs the answers when it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facility:
+    """One source of facts.
+
+    Attributes:
+        facility: Its name: bus, manager, cgroups, pidfd-exit-info ...
+        reason: What was found, or why it is not available and what would lift that.
+        gives: The answers that stand on it.
+    """
+
+    facility: str
+    available: bool
+    reason: str
+    gives: str

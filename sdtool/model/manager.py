@@ -1,0 +1,78 @@
+"""What a service manager says about itself and, over time, about its units and jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdtool.model.unit import Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerInfo:
+    """The manager we are connected to.
+
+    Attributes:
+        version: As it says, "252.38-1~deb12u1".
+        control_group: The root of its units in the cgroup tree, "/" for most system managers.
+        transport: How it was reached: "bus" or "private" (its own socket, without a broker).
+        transport_reason: Why not over the bus; None when over the bus.
+        library: The D-Bus library in use.
+    """
+
+    scope: Scope
+    version: str
+    control_group: str
+    transport: str
+    transport_reason: str | None
+    library: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitChange:
+    """Properties of a unit that changed, from one PropertiesChanged signal.
+
+    A field is None when the signal did not carry it. Times come from the message, never from
+    its arrival.
+    """
+
+    unit_path: str
+    active_state: str | None = None
+    sub_state: str | None = None
+    changed_us: int | None = None
+    result: str | None = None
+    main_pid: int | None = None
+    control_pid: int | None = None
+    job: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobChange:
+    """A job that was queued (``result`` None) or has ended."""
+
+    job: str
+    unit: str
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitRemoved:
+    """The manager forgot a unit (garbage collection after a clean stop)."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerReloading:
+    """daemon-reload or daemon-reexec began (``active``) or ended: signals were lost between."""
+
+    active: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLost:
+    """The connection to the manager ended; nothing more will come."""
+
+    reason: str
+
+
+ManagerSignal = UnitChange | JobChange | UnitRemoved | ManagerReloading | ConnectionLost

@@ -1,0 +1,293 @@
+"""Stopping a unit: the policy, the events, and the report that they add up to.
+
+Source of the words: systemd.kill(5), systemd.service(5), org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal
+
+from sdtool.model.process import Disposition, ProcessRef, Role
+
+INFINITY: Final = "infinity"
+
+Limit = int | Literal["infinity"]
+"""A time limit in microseconds, or systemd's word for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopPolicy:
+    """How the manager stops a unit; signals by name, times in microseconds.
+
+    Attributes:
+        exec_stop: Number of ExecStop= commands.
+        exec_stop_post: Number of ExecStopPost= commands.
+    """
+
+    kill_mode: str
+    kill_signal: str
+    restart_kill_signal: str
+    final_kill_signal: str
+    watchdog_signal: str
+    send_sigkill: bool
+    send_sighup: bool
+    timeout_stop_us: Limit
+    timeout_stop_failure_mode: str
+    timeout_abort_us: Limit
+    exec_stop: int
+    exec_stop_post: int
+
+
+class Evidence(StrEnum):
+    """Whether an event was seen, or concluded from what was seen."""
+
+    OBSERVED = "observed"
+    INFERRED = "inferred"
+
+
+class EventSource(StrEnum):
+    """Who told us."""
+
+    DBUS = "dbus"
+    TRACEFS = "tracefs"
+    PROCEVENTS = "procevents"
+    PIDFD = "pidfd"
+    CGROUP = "cgroup"
+    SOCKETS = "sockets"
+    JOURNAL = "journal"
+    SDTOOL = "sdtool"
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    OBSERVER = "observer"
+    JOB_NEW = "job-new"
+    JOB_DONE = "job-done"
+    STATE = "state"
+    CONTROL_START = "control-start"
+    CONTROL_EXIT = "control-exit"
+    SIGNAL_SENT = "signal-sent"
+    SIGNAL_DELIVERED = "signal-delivered"
+    SIGNAL_IGNORED = "signal-ignored"
+    PROCESS_NEW = "process-new"
+    PROCESS_EXEC = "process-exec"
+    PROCESS_EXIT = "process-exit"
+    PROCESS_REAPED = "process-reaped"
+    TIMEOUT = "timeout"
+    LEFTOVER = "leftover"
+    PORT_RELEASED = "port-released"
+    CGROUP_EMPTY = "cgroup-empty"
+    CGROUP_POPULATED = "cgroup-populated"
+    CGROUP_REMOVED = "cgroup-removed"
+    GAP = "gap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitCode:
+    """The process called exit(3)."""
+
+    code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitSignal:
+    """A signal ended the process; ``core`` says whether it dumped core."""
+
+    signal: str
+    core: bool
+
+
+ExitStatus = ExitCode | ExitSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened while a unit was stopping.
+
+    Only the fields that its kind needs are set; None in one of those means not known.
+
+    Attributes:
+        at_us: When; for an inferred event the moment within its bounds that fits the others.
+        at_min_us: The earliest moment of an inferred event, None for an observed one.
+        at_max_us: The latest moment of an inferred event, None for an observed one.
+        exit: The wait status; None while it is not known, and ``text`` says why.
+        limit_us: How long the manager waits in the phase of a state event.
+        then: What the manager does when that limit passes: a signal, or "giving up".
+        text: What no other field says.
+    """
+
+    unit: str
+    at_us: int
+    kind: EventKind
+    source: EventSource
+    evidence: Evidence = Evidence.OBSERVED
+    at_min_us: int | None = None
+    at_max_us: int | None = None
+    pid: int | None = None
+    comm: str | None = None
+    role: Role | None = None
+    signal: str | None = None
+    sender_pid: int | None = None
+    sender_comm: str | None = None
+    exit: ExitStatus | None = None
+    active_state: str | None = None
+    sub_state: str | None = None
+    result: str | None = None
+    protocol: str | None = None
+    address: str | None = None
+    port: int | None = None
+    limit_us: Limit | None = None
+    then: str | None = None
+    text: str | None = None
+
+
+class Verdict(StrEnum):
+    """How a stop went; the worst that is true. The order is that of the severity."""
+
+    LEFTOVER = "leftover"
+    KILLED = "killed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    CLEAN = "clean"
+
+
+class Tier(StrEnum):
+    """How much of a stop could be observed, from the kernel's own record (A) to D-Bus (D)."""
+
+    A = "A"
+    B = "B"
+    C = "C"
+    D = "D"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserverState:
+    """One observer of a stop.
+
+    Attributes:
+        reason: What it gave, or why it was not available.
+        lost: Events that it knows it lost.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortChange:
+    """A listening port of the unit; ``at_us`` is when it was free, None while it is not."""
+
+    protocol: str
+    address: str
+    port: int
+    at_us: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedProcess:
+    """A process that was in the unit at some moment of the stop.
+
+    Attributes:
+        disposition: As predicted before the stop; unknown for one born during it.
+        seen_us: When it was first seen; None when it was there before the stop.
+    """
+
+    pid: int
+    start_ticks: int
+    comm: str
+    role: Role
+    disposition: Disposition
+    seen_us: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRecord:
+    """All that was gathered while one unit stopped; ``timeline.build`` makes the report of it.
+
+    Attributes:
+        ended_us: When the job was done and the cgroup gone or its left-overs listed.
+        survivors: Processes of the unit that run after the stop.
+        released: Its listening ports that are free now.
+        held: Its listening ports that are still taken.
+        already_inactive: There was nothing to stop.
+    """
+
+    unit: str
+    policy: StopPolicy | None
+    observers: tuple[ObserverState, ...]
+    tier: Tier
+    requested_us: int
+    ended_us: int
+    events: tuple[Event, ...]
+    processes: tuple[WatchedProcess, ...]
+    survivors: tuple[ProcessRef, ...]
+    job_result: str | None
+    result: str | None
+    active_state: str
+    sub_state: str
+    released: tuple[PortChange, ...]
+    held: tuple[PortChange, ...]
+    also_stopped: tuple[str, ...]
+    reactivated_by: tuple[str, ...]
+    already_inactive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFate:
+    """What became of one process of the unit.
+
+    Attributes:
+        signalled_us: When the stop signal was sent to it (the latest moment, when inferred).
+        exit: None when it did not end, or its wait status could not be read.
+        killed_by_manager: The manager's SIGKILL ended it; None when that is not known.
+        fate_reason: The evidence, in words.
+    """
+
+    pid: int
+    comm: str
+    role: Role
+    disposition: Disposition
+    signalled_us: int | None
+    exit_us: int | None
+    exit: ExitStatus | None
+    killed_by_manager: bool | None
+    fate_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopReport:
+    """How a stop went, with its evidence.
+
+    Attributes:
+        duration_us: From the request to the end of the job.
+        events: Sorted by ``at_us``.
+        job_result: systemd's word for the job; "done" even for a stop that ended in SIGKILL.
+        killed: Pids that the manager SIGKILLed.
+        also_stopped: Units that went down along, through dependencies.
+        reactivated_by: Units that started this one again.
+    """
+
+    unit: str
+    policy: StopPolicy | None
+    tier: Tier
+    observers: tuple[ObserverState, ...]
+    requested_us: int
+    duration_us: int
+    events: tuple[Event, ...]
+    job_result: str | None
+    result: str | None
+    active_state: str
+    verdict: Verdict
+    verdict_reason: str
+    processes: tuple[ProcessFate, ...]
+    killed: tuple[int, ...]
+    also_stopped: tuple[str, ...]
+    reactivated_by: tuple[str, ...]
+    leftovers: tuple[ProcessRef, ...]
+    ports_released: tuple[PortChange, ...]
+    ports_held: tuple[PortChange, ...]

@@ -1,0 +1,153 @@
+"""Units: what the manager says about them, and where in the cgroup tree they live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sdtool.model.process import Process
+from sdtool.model.sockets import Socket
+from sdtool.model.stop import StopPolicy
+
+
+class Scope(StrEnum):
+    """Which manager is asked: PID 1, or the calling user's own."""
+
+    SYSTEM = "system"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One loaded unit, in org.freedesktop.systemd1(5)'s own words.
+
+    Attributes:
+        unit_file_state: As in ``systemctl is-enabled``; None for a unit without a file.
+        main_pid: None when there is no main process (or the type has none).
+        control_group: Path below the cgroup root, None when the unit has no cgroup now.
+        result: The last result; None for types that have none (devices, targets, slices).
+        n_restarts: Automatic restarts since the last manual start; services only.
+        fragment_path: The unit file, None when generated or transient in memory.
+        invocation_id: 32 hex digits, None when never started.
+        job: Type of the job that is queued for it: start, stop, restart ...
+        following: The unit that it is another name of (devices); None for most.
+    """
+
+    name: str
+    description: str
+    load_state: str
+    active_state: str
+    sub_state: str
+    unit_file_state: str | None = None
+    main_pid: int | None = None
+    control_group: str | None = None
+    result: str | None = None
+    n_restarts: int | None = None
+    fragment_path: str | None = None
+    invocation_id: str | None = None
+    job: str | None = None
+    following: str | None = None
+
+    @property
+    def unit_type(self) -> str:
+        """The word after the last dot: service, socket, scope ..."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedUnit(Unit):
+    """A unit in a list: read in one sweep, so only what one sweep gives is filled in.
+
+    Attributes:
+        processes: Number of processes in its cgroup and all sub-cgroups; None when the
+            membership could not be read.
+        ports: Listening ports its cgroups created, as "8080/tcp", in the order of the numbers;
+            None when sock_diag gave no cgroup ids.
+        unread_reason: Why the other fields that are None were not read.
+    """
+
+    processes: int | None
+    ports: tuple[str, ...] | None
+    unread_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDetails:
+    """One unit with everything a trace or a stop needs, from one GetAll.
+
+    Attributes:
+        policy: None for a unit type that kills nothing (targets, devices, slices ...).
+        control_pid: The ExecStop=, ExecReload= ... command running now.
+        triggered_by: The .socket, .path or .timer units that start it.
+        triggers: The units that this one starts.
+        stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
+        changed_us: StateChangeTimestampMonotonic.
+        fd_store: Descriptors that the manager keeps for it (FileDescriptorStoreMax=).
+    """
+
+    unit: Unit
+    policy: StopPolicy | None = None
+    control_pid: int | None = None
+    triggered_by: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    stops_along: tuple[str, ...] = ()
+    changed_us: int | None = None
+    fd_store: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A unit with its processes and sockets.
+
+    Attributes:
+        unit: The unit's name.
+        status: What the manager says about it.
+        policy: How it would be stopped; None for types that kill nothing.
+        processes: In tree order: every process stands after its parent.
+        sockets_reason: What the list of sockets may lack, and what would lift it.
+        triggered_by: The units that start this one.
+    """
+
+    unit: str
+    status: Unit
+    policy: StopPolicy | None
+    processes: tuple[Process, ...]
+    sockets: tuple[Socket, ...]
+    sockets_reason: str | None
+    triggered_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerRoots:
+    """Where managers keep their units in the cgroup tree.
+
+    Attributes:
+        system: The system manager's root, "/" on most machines.
+        user: The root of the user manager that was asked (``--user``), None otherwise. Other
+            user managers are recognised by their user@UID.service.
+    """
+
+    system: str = "/"
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupOwner:
+    """What a cgroup path says about who manages a process: sd-login(3)'s reading of it.
+
+    Attributes:
+        unit: The unit of the system manager.
+        user_unit: The unit of a user manager (below user@UID.service, or the manager asked).
+        slice: The slice of the innermost of the two.
+        session: The login session's id, when it sits in session-ID.scope.
+    """
+
+    unit: str | None = None
+    user_unit: str | None = None
+    slice: str | None = None
+    session: str | None = None
+
+    @property
+    def innermost(self) -> str | None:
+        """The unit closest to the process."""
+        return self.user_unit or self.unit

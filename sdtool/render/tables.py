@@ -1,0 +1,199 @@
+"""Tables: list, port, ports, pid, doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sdtool.model.facility import Facility
+from sdtool.model.process import Container, ProcessOwner
+from sdtool.model.sockets import (
+    ListeningSocket,
+    PortOwner,
+    PortOwnership,
+    PortVerdict,
+    Socket,
+    Via,
+)
+from sdtool.model.unit import ListedUnit
+from sdtool.render.plain import address, clean, count, duration
+
+STATE_STYLES = {
+    "active": "green",
+    "reloading": "green",
+    "failed": "bold red",
+    "activating": "yellow",
+    "deactivating": "yellow",
+}
+
+VERDICT_STYLES = {
+    PortVerdict.OWNED: "green",
+    PortVerdict.BLOCKED: "red",
+    PortVerdict.FREE: "dim",
+    PortVerdict.UNKNOWN: "yellow",
+}
+
+VIA_WORDS = {
+    Via.HOLDER: "holds it",
+    Via.CREATOR: "created it",
+    Via.SOCKET_UNIT: "listens for its service",
+    Via.FD_STORE: "keeps it in the fd store",
+    Via.KERNEL: "the kernel itself",
+}
+
+
+def _table(*columns: str) -> Table:
+    """A table without lines; only the last column gives way on a narrow terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns[:-1]:
+        table.add_column(
+            name, no_wrap=True, justify="right" if name in ("PROCS", "PID") else "left"
+        )
+    table.add_column(columns[-1], overflow="ellipsis", no_wrap=True)
+    return table
+
+
+def state(active_state: str, text: str | None = None) -> Text:
+    """An active state in its colour."""
+    return Text(clean(text or active_state), STATE_STYLES.get(active_state, "dim"))
+
+
+def render_units(units: Sequence[ListedUnit]) -> RenderableType:
+    """The table of ``list``; the LOAD column stands only where it says something."""
+    with_load = any(unit.load_state != "loaded" for unit in units)
+    load = ("LOAD",) if with_load else ()
+    table = _table("UNIT", *load, "ACTIVE", "SUB", "PROCS", "PORTS", "DESCRIPTION")
+    for unit in units:
+        load_cell = (Text(unit.load_state, "" if unit.load_state == "loaded" else "red"),)
+        table.add_row(
+            Text(clean(unit.name), "bold red" if unit.active_state == "failed" else ""),
+            *(load_cell if with_load else ()),
+            state(unit.active_state),
+            state(unit.active_state, unit.sub_state),
+            "?" if unit.processes is None else str(unit.processes or "-"),
+            Text("?" if unit.ports is None else " ".join(unit.ports), "cyan"),
+            Text(clean(unit.description)),
+        )
+    return table
+
+
+def summarise_units(units: Sequence[ListedUnit]) -> str:
+    """The line below the table, for people."""
+    failed = sum(unit.active_state == "failed" for unit in units)
+    tail = f", {failed} failed" if failed else ""
+    return f"{count(len(units), 'unit')}{tail}"
+
+
+def render_ports(answers: Sequence[PortOwnership]) -> RenderableType:
+    """The answers of ``port``, a paragraph each."""
+    return Group(*(_port(answer) for answer in answers))
+
+
+def _port(answer: PortOwnership) -> RenderableType:
+    name = f"{answer.port}/{answer.protocol}" if answer.protocol else str(answer.port)
+    head = Text.assemble((name, "bold"), "  ", (answer.verdict, VERDICT_STYLES[answer.verdict]))
+    lines: list[RenderableType] = [head]
+    lines += [_owner(owner) for owner in answer.owners]
+    for block in answer.blocked_by:
+        until = f", free in {duration(block.expires_us)}" if block.expires_us else ""
+        peer = f" with {block.peer}" if block.peer else ""
+        unit = f", made by {clean(block.unit)}" if block.unit else ""
+        lines.append(Text(f"  {block.state}{peer}{unit}{until}"))
+    if answer.hint:
+        lines.append(Text(f"  ({clean(answer.hint)})", "dim"))
+    return Group(*lines)
+
+
+def _owner(owner: PortOwner) -> RenderableType:
+    unit = Text(clean(owner.unit) if owner.unit else "no unit", "bold" if owner.unit else "yellow")
+    return Text.assemble(
+        "  ",
+        unit,
+        f"  {VIA_WORDS[owner.via]}: ",
+        (address(owner.socket), "cyan"),
+        f" {owner.socket.state}",
+        *_holder_words(owner),
+    )
+
+
+def _holder_words(owner: PortOwner) -> list[str]:
+    socket = owner.socket
+    if socket.holders is None:
+        return ["; holders not visible"]
+    wanted = "init.scope" if owner.via is Via.SOCKET_UNIT else owner.unit
+    pids = [f"{h.pid} ({clean(h.comm)})" for h in socket.holders if h.unit == wanted]
+    return [f"; {'pid' if len(pids) == 1 else 'pids'} {', '.join(pids)}"] if pids else []
+
+
+def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
+    """The table of ``ports``."""
+    table = _table("UNIT", "PROTO", "ADDRESS", "PROCESSES", "CREATED BY")
+    for row in rows:
+        creator = row.socket.creator
+        table.add_row(
+            Text(clean(row.unit) if row.unit else "-", "bold" if row.unit else "yellow"),
+            row.socket.protocol,
+            Text(address(row.socket), "cyan"),
+            Text(_holders(row.socket)),
+            Text(clean(creator.unit or creator.control_group) if creator else "?", "dim"),
+        )
+    return table
+
+
+def _holders(socket: Socket) -> str:
+    if socket.holders is None:
+        return "hidden"
+    shown = [f"{holder.pid} ({clean(holder.comm)})" for holder in socket.holders[:4]]
+    more = f" +{len(socket.holders) - 4}" if len(socket.holders) > 4 else ""
+    return ", ".join(shown) + more
+
+
+def render_owners(owners: Sequence[ProcessOwner]) -> RenderableType:
+    """The answers of ``pid``, a block each."""
+    blocks: list[RenderableType] = []
+    for owner in owners:
+        blocks += [*([Text("")] if blocks else []), _process_owner(owner)]
+    return Group(*blocks)
+
+
+def _process_owner(owner: ProcessOwner) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row("process", Text(f"{owner.pid} ({clean(owner.comm)})", "bold"))
+    facts = {
+        "unit": owner.unit,
+        "user unit": owner.user_unit,
+        "slice": owner.slice,
+        "session": owner.session,
+        "container": _container(owner.container),
+        "role": owner.role,
+    }
+    for name, value in facts.items():
+        if value is not None:
+            grid.add_row(name, Text(clean(value)))
+    mark = Text("managed: ", "green") if owner.managed else Text("not managed: ", "yellow")
+    grid.add_row("", mark.append(clean(owner.managed_reason), "default"))
+    ancestry = " < ".join(f"{ref.pid} ({clean(ref.comm)})" for ref in owner.ancestry)
+    grid.add_row("parents", Text(ancestry or "none visible"))
+    return grid
+
+
+def _container(container: Container | None) -> str | None:
+    if container is None:
+        return None
+    pod = f", pod {container.pod}" if container.pod else ""
+    return f"{container.runtime} {container.id[:12]}{pod}"
+
+
+def render_facilities(facilities: Sequence[Facility]) -> RenderableType:
+    """The table of ``doctor``."""
+    table = _table("", "FACILITY", "FINDING", "GIVES")
+    table.columns[2].no_wrap = False
+    for row in facilities:
+        mark = Text("yes", "green") if row.available else Text("no", "red")
+        table.add_row(mark, Text(row.facility, "bold"), Text(clean(row.reason)), Text(row.gives))
+    return table

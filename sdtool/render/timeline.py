@@ -1,0 +1,190 @@
+"""A stop as lines: each event as it happens, the countdown, and the report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sdtool.model.process import ProcessRef
+from sdtool.model.stop import (
+    Event,
+    EventKind,
+    Evidence,
+    PortChange,
+    StopReport,
+    Verdict,
+)
+from sdtool.render.plain import clean, count, duration, exit_status, seconds
+
+VERDICT_STYLES = {
+    Verdict.CLEAN: "bold green",
+    Verdict.KILLED: "bold red",
+    Verdict.FAILED: "bold red",
+    Verdict.LEFTOVER: "bold yellow",
+    Verdict.UNKNOWN: "bold yellow",
+}
+
+HINTS = {
+    Verdict.KILLED: "it ignored the stop signal or needs longer: see sdtool trace while it runs, "
+    "TimeoutStopSec= and KillMode=",
+    Verdict.LEFTOVER: "KillMode=control-group would end them with the unit",
+    Verdict.FAILED: "journalctl -u UNIT shows what it said",
+    Verdict.UNKNOWN: "sdtool doctor shows what cannot be observed here",
+}
+
+QUIET = frozenset({EventKind.PROCESS_REAPED, EventKind.JOB_NEW, EventKind.OBSERVER})
+"""Kinds that a person can do without; JSON has them."""
+
+
+def group_events(events: Iterable[Event]) -> list[tuple[Event, ...]]:
+    """Events that make one line: the same signal to many processes, many ends at one moment."""
+    groups: list[list[Event]] = []
+    for event in events:
+        if groups and _alike(groups[-1][0], event):
+            groups[-1].append(event)
+        else:
+            groups.append([event])
+    return [tuple(group) for group in groups]
+
+
+def _alike(first: Event, event: Event) -> bool:
+    return (
+        first.kind is event.kind is EventKind.SIGNAL_SENT
+        and first.unit == event.unit
+        and first.signal == event.signal
+        and first.at_us == event.at_us
+    )
+
+
+def render_events(
+    events: Sequence[Event], start_us: int, *, with_unit: bool, verbose: bool = False
+) -> list[Text]:
+    """A line for each event or group of events that a person wants to see."""
+    wanted = [event for event in events if verbose or event.kind not in QUIET]
+    return [_line(group, start_us, with_unit=with_unit) for group in group_events(wanted)]
+
+
+def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
+    event = group[0]
+    inferred = event.evidence is Evidence.INFERRED
+    line = Text(f"{seconds(event.at_us - start_us):>9} s ", "dim")
+    line.append("~ " if inferred else "  ", "dim")
+    if with_unit:
+        line.append(f"{clean(event.unit)}  ", "dim")
+    line.append_text(_words(group))
+    if inferred and event.at_min_us is not None and event.at_max_us is not None:
+        low, high = event.at_min_us - start_us, event.at_max_us - start_us
+        line.append(f"  (inferred: between {seconds(low)} and {seconds(high)})", "dim")
+    return line
+
+
+def _words(group: Sequence[Event]) -> Text:
+    event = group[0]
+    who = f"{event.pid} ({clean(event.comm or '?')})"
+    words = {
+        EventKind.JOB_NEW: "stop job queued",
+        EventKind.JOB_DONE: f"job {event.result or 'over'}",
+        EventKind.CONTROL_START: f"{who} runs for {event.sub_state}",
+        EventKind.CONTROL_EXIT: f"{who} {exit_status(event.exit)}",
+        EventKind.PROCESS_NEW: f"{who} appeared",
+        EventKind.PROCESS_REAPED: f"{who} reaped: {exit_status(event.exit)}",
+        EventKind.LEFTOVER: f"{who} stays behind",
+        EventKind.PORT_RELEASED: f"{_port(event)} is free",
+        EventKind.CGROUP_EMPTY: "no process left in the cgroup",
+        EventKind.CGROUP_POPULATED: "processes in the cgroup again",
+        EventKind.CGROUP_REMOVED: "cgroup removed",
+    }
+    if event.kind is EventKind.STATE:
+        return _state(event)
+    if event.kind is EventKind.SIGNAL_SENT:
+        return _signal(group)
+    if event.kind is EventKind.PROCESS_EXIT:
+        style = "red" if "SIGKILL" in exit_status(event.exit) else ""
+        return Text(f"{who} {exit_status(event.exit)}", style)
+    if event.kind is EventKind.TIMEOUT:
+        limit = duration(event.limit_us)
+        return Text(f"{event.sub_state} ran out after {limit}: {event.then}", "yellow")
+    return Text(words.get(event.kind, clean(event.text or event.kind)))
+
+
+def _state(event: Event) -> Text:
+    text = Text(f"{event.sub_state}", "bold")
+    if event.result not in (None, "success") and event.active_state == "failed":
+        text.append(f" (result {event.result})", "red")
+    if event.limit_us is not None:
+        text.append(f", {event.then} in {duration(event.limit_us)}", "dim")
+    return text
+
+
+def _signal(group: Sequence[Event]) -> Text:
+    signal = group[0].signal or "?"
+    style = "bold red" if signal == "SIGKILL" else "bold cyan"
+    named = [f"{event.pid} ({clean(event.comm or '?')})" for event in group]
+    targets = ", ".join(named[:3])
+    if len(named) > 3:
+        targets = f"{count(len(named), 'process')}: {targets} ..."
+    return Text.assemble((signal, style), f" to {targets}")
+
+
+def _port(event: Event) -> str:
+    host = f"[{event.address}]" if ":" in (event.address or "") else event.address
+    return f"{event.protocol} {host}:{event.port}"
+
+
+def render_countdown(state: Event | None, now_us: int) -> Text:
+    """What the manager waits for, and how long still."""
+    if state is None:
+        return Text("")
+    elapsed = (now_us - state.at_us) / 1_000_000
+    text = Text(f"{elapsed:9.1f} s   {clean(state.unit)}: {state.sub_state}", "dim")
+    if isinstance(state.limit_us, int):
+        left = max(0.0, state.limit_us / 1_000_000 - elapsed)
+        text.append(f", {state.then} in {left:.1f} s", "yellow")
+    elif state.limit_us is not None:
+        text.append(", no time limit", "yellow")
+    return text
+
+
+def render_reports(reports: Sequence[StopReport]) -> RenderableType:
+    """The verdicts, with what a person should know or do."""
+    return Group(*(_report(report) for report in reports))
+
+
+def _report(report: StopReport) -> RenderableType:
+    head = Text.assemble(
+        (report.verdict, VERDICT_STYLES[report.verdict]),
+        "  ",
+        (clean(report.unit), "bold"),
+        f"  {report.duration_us / 1_000_000:.2f} s  ",
+        clean(report.verdict_reason),
+    )
+    lines: list[RenderableType] = [head]
+    if report.leftovers:
+        lines.append(_listed("left behind", map(_ref, report.leftovers)))
+    if report.ports_released:
+        lines.append(_listed("free again", map(_change, report.ports_released)))
+    if report.ports_held:
+        lines.append(_listed("still taken", map(_change, report.ports_held), "yellow"))
+    if report.also_stopped:
+        lines.append(_listed("stopped along", report.also_stopped))
+    if report.reactivated_by:
+        lines.append(_listed("started again by", report.reactivated_by, "yellow"))
+    hint = HINTS.get(report.verdict)
+    if hint is not None:
+        lines.append(Text(f"  ({hint.replace('UNIT', clean(report.unit))})", "dim"))
+    return Group(*lines)
+
+
+def _listed(title: str, items: Iterable[str], style: str = "") -> Text:
+    return Text(f"  {title}: {', '.join(clean(item) for item in items)}", style)
+
+
+def _ref(ref: ProcessRef) -> str:
+    return f"{ref.pid} ({ref.comm})"
+
+
+def _change(change: PortChange) -> str:
+    host = f"[{change.address}]" if ":" in change.address else change.address
+    return f"{change.protocol} {host}:{change.port}"

@@ -1,0 +1,198 @@
+"""A trace: the unit's head, its process tree, its sockets."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sdtool.model.process import Disposition, Process, Role
+from sdtool.model.sockets import Socket
+from sdtool.model.stop import StopPolicy
+from sdtool.model.unit import Trace
+from sdtool.render.plain import address, clean, count, duration, size
+from sdtool.render.tables import state
+
+DISPOSITION_STYLES = {
+    Disposition.DIES: "green",
+    Disposition.HANDLES: "cyan",
+    Disposition.IGNORES: "bold red",
+    Disposition.UNKNOWN: "yellow",
+}
+
+ROLE_STYLES = {Role.MAIN: "bold", Role.CONTROL: "magenta", Role.OTHER: ""}
+
+KILL_MODES = {
+    "control-group": "to every process",
+    "mixed": "to the main process, SIGKILL to the rest when it has ended",
+    "process": "to the main process alone: the others stay",
+    "none": "to nobody: all processes stay",
+}
+
+MAX_CONNECTIONS = 20
+
+
+def render_traces(traces: Sequence[Trace]) -> RenderableType:
+    """Traces, one below the other."""
+    parts: list[RenderableType] = []
+    for trace in traces:
+        parts += [*([Text("")] if parts else []), _trace(trace)]
+    return Group(*parts)
+
+
+def _trace(trace: Trace) -> RenderableType:
+    return Group(_head(trace), *_process_part(trace), *_socket_part(trace))
+
+
+def _head(trace: Trace) -> RenderableType:
+    status = trace.status
+    title = Text.assemble((clean(trace.unit), "bold"), f" - {clean(status.description)}")
+    words = state(status.active_state, f"{status.active_state} ({status.sub_state})")
+    if status.load_state != "loaded":
+        words.append(f", {status.load_state}", "red")
+    if status.result not in (None, "success"):
+        words.append(f", result {status.result}", "red")
+    if status.n_restarts:
+        words.append(f", restarted {status.n_restarts} times", "yellow")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", style="dim", no_wrap=True, min_width=9)
+    grid.add_column(overflow="fold")
+    grid.add_row("state", words)
+    rows = {
+        "file": status.fragment_path,
+        "cgroup": status.control_group,
+        "started by": ", ".join(trace.triggered_by) or None,
+        "stop": _policy(trace.policy) if trace.policy else None,
+    }
+    for name, value in rows.items():
+        if value:
+            grid.add_row(name, Text(clean(value)))
+    return Group(title, grid)
+
+
+def _policy(policy: StopPolicy) -> str:
+    words = [f"{policy.kill_signal} {KILL_MODES.get(policy.kill_mode, policy.kill_mode)}"]
+    if policy.exec_stop:
+        words.insert(0, count(policy.exec_stop, "ExecStop command"))
+    limit = duration(policy.timeout_stop_us)
+    if policy.send_sigkill:
+        words.append(f"{policy.final_kill_signal} after {limit}")
+    else:
+        words.append(f"no SIGKILL, gives up after {limit}")
+    return ", ".join(words)
+
+
+def _process_part(trace: Trace) -> list[RenderableType]:
+    if not trace.processes:
+        return [Text("no processes", "dim")]
+    signal = trace.policy.kill_signal if trace.policy else "SIGTERM"
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("PID", no_wrap=True)
+    table.add_column("ROLE", no_wrap=True)
+    table.add_column(signal, no_wrap=True)
+    table.add_column("USER", no_wrap=True)
+    table.add_column("CPU", justify="right", no_wrap=True)
+    table.add_column("RSS", justify="right", no_wrap=True)
+    table.add_column("COMMAND", overflow="ellipsis", no_wrap=True)
+    guides = _guides(trace.processes)
+    for process in trace.processes:
+        table.add_row(*_process(process, guides[process.pid]))
+    return [Text(""), table]
+
+
+def _process(process: Process, guide: str) -> list[Text]:
+    cpu = "?" if process.cpu_us is None else f"{process.cpu_us / 1_000_000:.2f}"
+    role = "adopted" if process.adopted else process.role
+    return [
+        Text(f"{guide}{process.pid}"),
+        Text(role, "yellow" if process.adopted else ROLE_STYLES[process.role]),
+        Text(process.disposition, DISPOSITION_STYLES[process.disposition]),
+        Text(clean(process.user or "?")),
+        Text(cpu),
+        Text(size(process.rss_bytes)),
+        _command(process),
+    ]
+
+
+def _command(process: Process) -> Text:
+    words = shlex.join(process.argv) if process.argv else f"[{process.comm}]"
+    text = Text(clean(words))
+    if process.state in "ZTtD":
+        text = Text.assemble((f"({_state(process.state)}) ", "yellow"), text)
+    if process.disposition is Disposition.UNKNOWN:
+        text.append(f"  ({process.disposition_reason})", "dim")
+    return text
+
+
+def _state(letter: str) -> str:
+    words = {"Z": "zombie", "T": "stopped", "t": "traced", "D": "uninterruptible"}
+    return words.get(letter, letter)
+
+
+def _guides(processes: Sequence[Process]) -> dict[int, str]:
+    """The lines of the tree before each pid; the processes are in tree order."""
+    pids = {process.pid for process in processes}
+    last: dict[int, int] = {}
+    for process in processes:
+        last[process.ppid if process.ppid in pids else 0] = process.pid
+    guides: dict[int, str] = {}
+    stems: dict[int, str] = {0: ""}
+    for process in processes:
+        parent = process.ppid if process.ppid in pids else 0
+        is_last = last[parent] == process.pid
+        stem = stems[parent]
+        # Roots of the forest stand at the margin.
+        guides[process.pid] = stem + ("" if parent == 0 else "└─" if is_last else "├─")
+        stems[process.pid] = stem + ("" if parent == 0 else "  " if is_last else "│ ")
+    return guides
+
+
+def _socket_part(trace: Trace) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if trace.sockets:
+        parts += [Text(""), _sockets(trace)]
+    if trace.sockets_reason:
+        parts.append(Text(f"({clean(trace.sockets_reason)})", "dim"))
+    return parts
+
+
+def _sockets(trace: Trace) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("SOCKET", "ADDRESS", "STATE", "HELD BY"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    open_doors = [
+        s for s in trace.sockets if s.protocol == "udp" or s.state in ("LISTEN", "BOUND")
+    ]
+    connections = [s for s in trace.sockets if s not in open_doors]
+    for socket in (*open_doors, *connections[:MAX_CONNECTIONS]):
+        table.add_row(
+            Text(socket.protocol),
+            Text(address(socket), "cyan"),
+            Text(socket.state),
+            Text(_held_by(socket)),
+            Text(_made_by(socket, trace.unit), "dim"),
+        )
+    if len(connections) > MAX_CONNECTIONS:
+        more = len(connections) - MAX_CONNECTIONS
+        return Group(table, Text(f"and {count(more, 'more connection')}", "dim"))
+    return table
+
+
+def _held_by(socket: Socket) -> str:
+    if socket.holders is None:
+        return "?"
+    return ", ".join(str(holder.pid) for holder in socket.holders) or "-"
+
+
+def _made_by(socket: Socket, unit: str) -> str:
+    if socket.socket_unit is not None:
+        return f"passed by {clean(socket.socket_unit)}"
+    if socket.creator is None:
+        return socket.creator_reason or ""
+    if socket.creator.unit == unit:
+        return ""
+    return f"created by {clean(socket.creator.unit or socket.creator.control_group)}"

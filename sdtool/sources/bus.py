@@ -1,0 +1,315 @@
+"""One D-Bus connection: SASL, calls with a deadline, signals in a queue, and its end noticed.
+
+The only module that knows a D-Bus library. It speaks low-level messages, with dbus-next or, when
+installed, dbus-fast (``SDTOOL_DBUS=next|fast`` forces one). What the messages mean is
+``sources.systemd``'s business.
+
+Every rule here was paid for: a call after a disconnect never returns, an end of file during SASL
+spins, a frozen broker hangs the connect, over 128 pending calls are refused by the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdtool.errors import InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from dbus_next.aio.message_bus import MessageBus
+    from dbus_next.message import Message
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 64
+CALL_TIMEOUT_S = 4.0
+INTERACTIVE_TIMEOUT_S = 120.0
+
+
+class RemoteError(Exception):
+    """The other side answered with a D-Bus error."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}")
+        self.name = name
+        self.text = text
+
+
+class NoAnswer(Exception):
+    """The connection could not be made, ended, or a call passed its deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusSignal:
+    """One signal message; ``body`` holds variants already unwrapped one level."""
+
+    path: str
+    interface: str
+    member: str
+    body: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The D-Bus library in use: its name and the four things that we take from it."""
+
+    name: str
+    message: Any
+    message_type: Any
+    message_flag: Any
+    message_bus: Any
+
+
+def load_library(environ: Mapping[str, str] = os.environ) -> Library:
+    """Import dbus-fast where it is installed, else dbus-next.
+
+    Raises:
+        InvalidArgument: ``SDTOOL_DBUS`` is neither next nor fast.
+        Unavailable: dbus-fast is forced and not installed.
+    """
+    wanted = environ.get("SDTOOL_DBUS") or None
+    if wanted not in (None, "next", "fast"):
+        raise InvalidArgument(f"SDTOOL_DBUS={wanted} is neither next nor fast.")
+    if wanted != "next":
+        try:
+            return _import_library("dbus_fast")
+        except ImportError as error:
+            if wanted == "fast":
+                raise Unavailable(
+                    "SDTOOL_DBUS=fast, but dbus-fast cannot be imported.",
+                    hint="pip install 'sdtool[fast]'",
+                ) from error
+    return _import_library("dbus_next")
+
+
+def _import_library(package: str) -> Library:
+    constants = importlib.import_module(f"{package}.constants")
+    return Library(
+        package.replace("_", "-"),
+        importlib.import_module(f"{package}.message").Message,
+        constants.MessageType,
+        constants.MessageFlag,
+        _bus_class(importlib.import_module(f"{package}.aio.message_bus").MessageBus),
+    )
+
+
+def _bus_class(base: Any) -> Any:
+    """The library's MessageBus with a SASL exchange of our own and a connect that cannot hang."""
+
+    class Bus(base):  # type: ignore[misc]
+        async def _authenticate(self) -> None:
+            # Everything in one write, as sd-bus does. When the first message lands in the same
+            # read as BEGIN, PID 1's private socket ignores it until more bytes come: so wait for
+            # both reply lines before anything else is sent.
+            hello = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n"
+            await self._loop.sock_sendall(self._sock, hello)
+            reply = b""
+            while reply.count(b"\r\n") < 2:
+                part = await self._loop.sock_recv(self._sock, 4096)
+                if not part:
+                    raise ConnectionError("the bus hung up during authentication")
+                reply += part
+            if b"\r\nOK " not in reply:
+                raise ConnectionError("the bus refused the authentication")
+
+    if base.__module__.startswith("dbus_next"):
+        Bus._setup_socket = _setup_socket
+    return Bus
+
+
+def _setup_socket(bus: Any) -> None:
+    """Connect without blocking: dbus-next's own connect(2) waits for a full backlog for ever."""
+    failure: Exception = ConnectionError("the bus address names no unix socket")
+    for transport, options in bus._bus_address:
+        name = options.get("path") or "\0" + options.get("abstract", "")
+        if transport != "unix" or name == "\0":
+            continue
+        bus._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            bus._sock.connect(name)
+        except OSError as error:
+            bus._sock.close()
+            failure = error
+            continue
+        bus._stream = bus._sock.makefile("rwb")
+        bus._fd = bus._sock.fileno()
+        return
+    raise failure
+
+
+class Connection:
+    """An authenticated connection to a message bus, or straight to a manager's private socket.
+
+    Not to be shared between event loops. Close it: the libraries leak descriptors otherwise.
+    """
+
+    def __init__(self, library: Library, bus: MessageBus) -> None:
+        self.library = library
+        self._bus = bus
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._sink: Callable[[BusSignal | None], None] | None = None
+        self._lost: str | None = None
+        bus.add_message_handler(self._on_message)
+        self._watch = asyncio.create_task(self._watch_for_loss())
+
+    @classmethod
+    async def open(cls, address: str, *, deadline_s: float) -> Connection:
+        """Connect to ``address`` (D-Bus syntax) within ``deadline_s`` seconds.
+
+        Raises:
+            NoAnswer: Nobody listens, or the other side does not answer in time.
+        """
+        library = load_library()
+        bus = None
+        try:
+            async with asyncio.timeout(deadline_s):
+                bus = library.message_bus(bus_address=address)
+                await bus.connect()
+        except TimeoutError as error:
+            _release(bus)
+            raise NoAnswer(f"{address} does not answer") from error
+        except Exception as error:
+            # The libraries let any exception through: OSError, EOFError, AuthError, even
+            # AttributeError when the address is strange. For us all mean the same.
+            _release(bus)
+            raise NoAnswer(f"{address}: {error or type(error).__name__}") from error
+        except BaseException:
+            _release(bus)
+            raise
+        return cls(library, bus)
+
+    async def call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        destination: str = "org.freedesktop.systemd1",
+        deadline_s: float = CALL_TIMEOUT_S,
+        interactive: bool = False,
+    ) -> tuple[Any, ...]:
+        """Call a method and return the body of its reply.
+
+        Args:
+            deadline_s: Seconds until the call is given up.
+            interactive: Let the other side ask the user through polkit; the deadline is then
+                the time a person needs.
+
+        Raises:
+            RemoteError: The other side answered with an error.
+            NoAnswer: No answer in time, or the connection ended.
+        """
+        flags = self.library.message_flag.NO_AUTOSTART
+        if interactive:
+            flags |= self.library.message_flag.ALLOW_INTERACTIVE_AUTHORIZATION
+            deadline_s = INTERACTIVE_TIMEOUT_S
+        message = self.library.message(
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            flags=flags,
+        )
+        async with self._slots:
+            reply = await self._exchange(message, deadline_s)
+        if reply.message_type == self.library.message_type.ERROR:
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+            raise RemoteError(reply.error_name or "", text)
+        return tuple(reply.body)
+
+    async def _exchange(self, message: Message, deadline_s: float) -> Message:
+        if self._lost is not None:
+            raise NoAnswer(self._lost)
+        deadline = asyncio.timeout(deadline_s)
+        try:
+            async with deadline:
+                self._deadlines.add(deadline)
+                reply = await self._bus.call(message)
+        except TimeoutError as error:
+            raise NoAnswer(self._lost or f"{message.member} was not answered") from error
+        except Exception as error:
+            raise NoAnswer(self._lost or f"the connection ended: {error}") from error
+        finally:
+            self._deadlines.discard(deadline)
+        if reply is None:
+            raise NoAnswer(self._lost or "the connection ended")
+        return reply
+
+    def deliver_signals(self, sink: Callable[[BusSignal | None], None]) -> None:
+        """Hand every signal from now on to ``sink``, and None when the connection has ended.
+
+        ``sink`` runs inside the library's read loop: it may only put the signal away.
+        """
+        self._sink = sink
+
+    def _on_message(self, message: Message) -> None:
+        # A truthy return would swallow replies; an exception would only be logged.
+        if message.message_type != self.library.message_type.SIGNAL or self._sink is None:
+            return
+        self._sink(
+            BusSignal(
+                path=message.path or "",
+                interface=message.interface or "",
+                member=message.member or "",
+                body=tuple(unwrap(value) for value in message.body),
+            )
+        )
+
+    async def _watch_for_loss(self) -> None:
+        try:
+            await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+            reason = "the connection to the bus was closed"
+        except Exception as error:
+            reason = f"the connection to the bus ended: {error or type(error).__name__}"
+        self._lost = reason
+        now = asyncio.get_running_loop().time()
+        for deadline in tuple(self._deadlines):
+            with contextlib.suppress(RuntimeError):
+                deadline.reschedule(now)
+        if self._sink is not None:
+            self._sink(None)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the connection has ended, None while it stands."""
+        return self._lost
+
+    async def close(self) -> None:
+        """End the connection and close its descriptors; safe to call twice."""
+        self._sink = None
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
+        _release(self._bus)
+
+
+def _release(bus: Any) -> None:
+    """Close what the libraries leave open after a disconnect."""
+    if bus is None:
+        return
+    finalize = getattr(bus, "_finalize", None)
+    if finalize is not None and getattr(bus, "_fd", None) is not None:
+        bus._user_disconnect = True
+        with contextlib.suppress(Exception):
+            finalize(None)
+    for name in ("_stream", "_sock"):
+        with contextlib.suppress(Exception):
+            getattr(bus, name).close()
+
+
+def unwrap(value: Any) -> Any:
+    """A variant's value, or for a dictionary of variants the dictionary of their values."""
+    if isinstance(value, dict):
+        return {key: getattr(item, "value", item) for key, item in value.items()}
+    return getattr(value, "value", value)

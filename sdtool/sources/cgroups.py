@@ -1,0 +1,256 @@
+"""The cgroup tree: where units live, who is in them, and when one empties.
+
+The truth is the cgroup2 hierarchy (on a hybrid host the one at .../unified, a process's ``0::``
+line); on a host with cgroup v1 only it is systemd's own ``name=systemd`` hierarchy. A cgroup's
+id is the inode of its directory (kernfs, 64-bit kernels).
+
+Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdtool.errors import Unavailable
+from sdtool.model.stop import Event, EventKind, EventSource
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMount:
+    """The hierarchy that systemd keeps its units in.
+
+    Attributes:
+        path: Where it is mounted.
+        version: 2, or 1 for the name=systemd hierarchy.
+        hybrid: Version 2 beside version 1 controllers.
+    """
+
+    path: Path
+    version: int
+    hybrid: bool
+
+    def directory(self, control_group: str) -> Path:
+        """The directory of a cgroup path such as /system.slice/x.service."""
+        return self.path / control_group.lstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupTree:
+    """One sweep through the hierarchy below a cgroup.
+
+    Attributes:
+        paths: Cgroup id -> path, for every cgroup.
+        members: Path -> pids, for the cgroups that have any.
+    """
+
+    paths: Mapping[int, str]
+    members: Mapping[str, tuple[int, ...]]
+
+
+def read_mount() -> CgroupMount:
+    """Find the hierarchy of this mount namespace.
+
+    Raises:
+        Unavailable: No cgroup hierarchy that systemd could use is mounted.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mount = parse_mountinfo(file.read())
+    if mount is None:
+        raise Unavailable(
+            "No cgroup hierarchy of systemd's is mounted.",
+            hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        )
+    return mount
+
+
+def parse_mountinfo(text: str) -> CgroupMount | None:
+    """The hierarchy that systemd uses among the lines of /proc/PID/mountinfo (proc(5))."""
+    unified: list[str] = []
+    named: list[str] = []
+    v1 = False
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
+        if kind == "cgroup2":
+            unified.append(_unescape(fields[4]))
+        elif kind == "cgroup":
+            v1 = True
+            if "name=systemd" in options.split(" ")[-1].split(","):
+                named.append(_unescape(fields[4]))
+    if unified:
+        # The last mount on a path hides the ones before it.
+        return CgroupMount(Path(unified[-1]), 2, v1)
+    return CgroupMount(Path(named[-1]), 1, False) if named else None
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def read_tree(mount: CgroupMount, control_group: str = "/") -> CgroupTree:
+    """Walk a cgroup and everything below it, once; cgroups that go away meanwhile are skipped."""
+    paths: dict[int, str] = {}
+    members: dict[str, tuple[int, ...]] = {}
+    top = mount.directory(control_group)
+    prefix_length = len(str(mount.path).rstrip("/"))
+    for directory, inode in _walk(str(top)):
+        path = directory[prefix_length:] or "/"
+        paths[inode] = path
+        pids = read_procs(directory)
+        if pids:
+            members[path] = pids
+    return CgroupTree(paths, members)
+
+
+def read_ids(mount: CgroupMount) -> dict[int, str]:
+    """Cgroup id -> path for the whole hierarchy, without looking at the members."""
+    prefix_length = len(str(mount.path).rstrip("/"))
+    return {inode: path[prefix_length:] or "/" for path, inode in _walk(str(mount.path))}
+
+
+def _walk(top: str) -> Iterator[tuple[str, int]]:
+    """Every cgroup directory from ``top`` down, with its inode, parents first."""
+    with contextlib.suppress(OSError):
+        yield top, os.stat(top).st_ino
+    stack = [top]
+    while stack:
+        directory = stack.pop()
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                # inode() comes with the directory entry: no stat for each.
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.path, entry.inode()
+                    stack.append(entry.path)
+
+
+def read_procs(directory: str) -> tuple[int, ...]:
+    """The pids in cgroup.procs, without the 0 that stands for a pid outside our namespace.
+
+    A cgroup that is gone has none; a threaded one refuses to list processes: its threads are
+    listed in the domain above it.
+    """
+    try:
+        with open(f"{directory}/cgroup.procs", "rb") as file:
+            return tuple(int(pid) for pid in file.read().split() if pid != b"0")
+    except OSError:
+        return ()
+
+
+def read_pids(mount: CgroupMount, control_group: str) -> frozenset[int]:
+    """All processes of a cgroup and its sub-cgroups; none when it is gone."""
+    members = read_tree(mount, control_group).members
+    return frozenset(pid for pids in members.values() for pid in pids)
+
+
+def exists(mount: CgroupMount, control_group: str) -> bool:
+    """Whether the cgroup is there."""
+    return mount.directory(control_group).is_dir()
+
+
+def read_process_cgroup(pid: int | str) -> str | None:
+    """The path of a process's cgroup, None when it is gone or outside our cgroup namespace."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            return parse_process_cgroup(file.read())
+    except OSError:
+        return None
+
+
+def parse_process_cgroup(data: bytes) -> str | None:
+    """The ``0::`` line of /proc/PID/cgroup, or systemd's own hierarchy where that is all.
+
+    On a host with cgroup v1 only the unified line is missing.
+    """
+    named = None
+    for line in data.decode(errors="surrogateescape").split("\n"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        path = path.removesuffix(" (deleted)")
+        if hierarchy == "0":
+            return None if path.startswith("/..") else path
+        if controllers == "name=systemd":
+            named = path
+    return named
+
+
+def read_manager_root() -> str:
+    """The root of the system manager's units: PID 1's cgroup without /init.scope.
+
+    This is systemd's own rule (cg_get_root_path); "/" unless we share a container's view.
+    """
+    path = read_process_cgroup(1) or "/"
+    return path.removesuffix("/init.scope") or "/"
+
+
+class CgroupObserver:
+    """Watches cgroup.events of one unit: populated, empty, removed.
+
+    "Empty" is not "stopped": ExecStopPost= populates the cgroup again. On cgroup v1 there is no
+    such file, and ``available`` is False.
+    """
+
+    name = "cgroup.events"
+
+    def __init__(self, unit: str, mount: CgroupMount, control_group: str) -> None:
+        self._unit = unit
+        self._epoll = select.epoll()
+        self._file = -1
+        self._populated: bool | None = None
+        self.lost = 0
+        try:
+            path = mount.directory(control_group) / "cgroup.events"
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._populated = parse_populated(os.pread(self._file, 4096, 0))
+            self._epoll.register(self._file, select.EPOLLPRI)
+            self.available, self.reason = True, "populated and removed, by poll"
+        except OSError as error:
+            self.available = False
+            self.reason = f"no cgroup.events for {control_group}: {os.strerror(error.errno or 0)}"
+
+    def fileno(self) -> int:
+        """Readable when there is something to read."""
+        return self._epoll.fileno()
+
+    def read_events(self) -> tuple[Event, ...]:
+        """What has changed since the last call."""
+        if self._file < 0 or not self._epoll.poll(0):
+            return ()
+        now = time.monotonic_ns() // 1000
+        try:
+            populated = parse_populated(os.pread(self._file, 4096, 0))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self._release()
+            return (self._event(EventKind.CGROUP_REMOVED, now),)
+        if populated == self._populated:
+            return ()
+        self._populated = populated
+        kind = EventKind.CGROUP_POPULATED if populated else EventKind.CGROUP_EMPTY
+        return (self._event(kind, now),)
+
+    def _event(self, kind: EventKind, at_us: int) -> Event:
+        return Event(unit=self._unit, at_us=at_us, kind=kind, source=EventSource.CGROUP)
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._release()
+        self._epoll.close()
+
+
+def parse_populated(data: bytes) -> bool:
+    """The ``populated`` line of cgroup.events."""
+    return b"populated 1" in data.splitlines()

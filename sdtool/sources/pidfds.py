@@ -1,0 +1,173 @@
+"""Exits of processes that are not our children, with their wait status, by pidfd.
+
+Any user may watch any process so. POLLIN says that it exited, POLLHUP that its parent reaped it;
+only then can the wait status be read, by PIDFD_GET_INFO (kernel >= 6.15).
+
+Source: pidfd_open(2), linux/pidfd.h.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import select
+import struct
+import time
+
+from sdtool.model.process import ProcessId, Role, signal_name
+from sdtool.model.stop import Event, EventKind, EventSource, ExitCode, ExitSignal, ExitStatus
+from sdtool.sources.processes import read_identity
+
+# struct pidfd_info: u64 mask, cgroupid; u32 pid tgid ppid ruid rgid euid egid suid sgid fsuid
+# fsgid; s32 exit_code. 64 bytes is its first published size, which every later kernel accepts.
+INFO = struct.Struct("=QQ11Ii")
+PIDFD_INFO_EXIT = 1 << 3
+PIDFD_GET_INFO = (3 << 30) | (INFO.size << 16) | (0xFF << 8) | 11
+
+NO_EXIT_INFO = "the kernel gives wait statuses to the parent only (needs Linux 6.15)"
+
+
+def read_exit_status(pidfd: int) -> ExitStatus | None:
+    """The wait status of a process that was reaped; None while it was not.
+
+    Raises:
+        OSError: This kernel does not tell (ENOTTY before 6.13).
+    """
+    buffer = bytearray(INFO.size)
+    struct.pack_into("=Q", buffer, 0, PIDFD_INFO_EXIT)
+    fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer, True)
+    return parse_info(bytes(buffer))
+
+
+def parse_info(data: bytes) -> ExitStatus | None:
+    """The exit part of struct pidfd_info; None when the kernel did not fill it in."""
+    mask, *_, status = INFO.unpack(data)
+    return parse_wait_status(status) if mask & PIDFD_INFO_EXIT else None
+
+
+def parse_wait_status(status: int) -> ExitStatus:
+    """A status as wait(2) gives it."""
+    if os.WIFSIGNALED(status):
+        return ExitSignal(signal=signal_name(os.WTERMSIG(status)), core=os.WCOREDUMP(status))
+    return ExitCode(code=os.WEXITSTATUS(status))
+
+
+def probe_exit_info() -> tuple[bool, str]:
+    """Whether this kernel tells wait statuses of other people's children, and why not.
+
+    Asked of a process of our own, because the version number does not tell on patched kernels.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(3)
+    pidfd = os.pidfd_open(child)
+    try:
+        os.waitpid(child, 0)
+        status = read_exit_status(pidfd)
+    except OSError:
+        return False, NO_EXIT_INFO
+    finally:
+        os.close(pidfd)
+    if status == ExitCode(code=3):
+        return True, "wait statuses of any process (PIDFD_GET_INFO)"
+    return False, NO_EXIT_INFO
+
+
+def raise_descriptor_limit() -> None:
+    """Lift the soft limit of open files to the hard one: a unit may have 1,000 processes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class PidfdObserver:
+    """Watches the exits of a growing set of processes of one unit."""
+
+    name = "pidfd"
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[ProcessId, str, Role]] = {}
+        self.lost = 0
+        self.available, self.reason = True, "exits with their wait status"
+        self._has_status = True
+
+    def fileno(self) -> int:
+        """Readable when a process exited or was reaped."""
+        return self._epoll.fileno()
+
+    def watch(self, process: ProcessId, comm: str, role: Role) -> bool:
+        """Begin to watch a process; False when it is gone already or its pid was reused."""
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            return False
+        if read_identity(process.pid) != process:
+            os.close(pidfd)
+            return False
+        self._watched[pidfd] = (process, comm, role)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return True
+
+    def read_events(self) -> tuple[Event, ...]:
+        """Exits and reaps since the last call."""
+        now = time.monotonic_ns() // 1000
+        events: list[Event] = []
+        for pidfd, mask in self._epoll.poll(0, max(len(self._watched), 1)):
+            events.extend(self._read_one(pidfd, mask, now))
+        return tuple(events)
+
+    def _read_one(self, pidfd: int, mask: int, now: int) -> list[Event]:
+        reaped = bool(mask & select.EPOLLHUP)
+        status, why = self._read_status(pidfd) if reaped else (None, "not reaped yet")
+        events = []
+        if mask & select.EPOLLIN:
+            # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
+            self._epoll.modify(pidfd, 0)
+            events.append(self._event(pidfd, EventKind.PROCESS_EXIT, now, status, why))
+        if reaped:
+            if not mask & select.EPOLLIN:
+                events.append(self._event(pidfd, EventKind.PROCESS_REAPED, now, status, why))
+            self._forget(pidfd)
+        return events
+
+    def _read_status(self, pidfd: int) -> tuple[ExitStatus | None, str | None]:
+        if self._has_status:
+            try:
+                return read_exit_status(pidfd), None
+            except OSError:
+                self._has_status = False
+                self.reason = f"exits only: {NO_EXIT_INFO}"
+        return None, NO_EXIT_INFO
+
+    def _event(
+        self, pidfd: int, kind: EventKind, at_us: int, status: ExitStatus | None, why: str | None
+    ) -> Event:
+        process, comm, role = self._watched[pidfd]
+        return Event(
+            unit=self._unit,
+            at_us=at_us,
+            kind=kind,
+            source=EventSource.PIDFD,
+            pid=process.pid,
+            comm=comm,
+            role=role,
+            exit=status,
+            text=why,
+        )
+
+    def _forget(self, pidfd: int) -> None:
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        del self._watched[pidfd]
+
+    def watching(self) -> frozenset[ProcessId]:
+        """The processes that have not been reaped yet."""
+        return frozenset(process for process, _, _ in self._watched.values())
+
+    def close(self) -> None:
+        """Stop watching."""
+        for pidfd in tuple(self._watched):
+            self._forget(pidfd)
+        self._epoll.close()

@@ -1,0 +1,275 @@
+"""Processes, from /proc: identity, tree, signal masks, descriptors of sockets.
+
+The user, the command line, CPU time and memory are psutil's job; identity is ours, because a
+process is (pid, start time in ticks) and psutil rounds that to a float. A process that vanishes
+while it is read is simply not there: None, never an error.
+
+Source: proc(5), Documentation/filesystems/proc.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sdtool.model.process import ProcessFacts, ProcessId, ProcessRef, SignalMasks
+from sdtool.model.sockets import HolderScan
+from sdtool.sources.cgroups import read_process_cgroup
+
+# rt_sigtimedwait in asm/unistd_64.h and its kin.
+SIGTIMEDWAIT = {
+    "x86_64": b"128",
+    "aarch64": b"137",
+    "riscv64": b"137",
+    "loongarch64": b"137",
+    "ppc64le": b"176",
+    "s390x": b"177",
+}
+
+PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
+
+
+def read_pids() -> tuple[int, ...]:
+    """Every process that /proc shows, in ascending order."""
+    return tuple(sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+
+
+def read_process(pid: int) -> ProcessFacts | None:
+    """The identity, parent, name, state and cgroup of a process; None when it is gone."""
+    try:
+        return parse_stat(_read(f"/proc/{pid}/stat"), read_process_cgroup(pid))
+    except OSError:
+        return None
+
+
+def read_masked(pid: int) -> ProcessFacts | None:
+    """A process with its signal masks too; None when it is gone."""
+    facts = read_process(pid)
+    return replace(facts, masks=read_masks(pid, facts.state)) if facts else None
+
+
+def read_detailed(pid: int) -> ProcessFacts | None:
+    """A process with all there is; None when it is gone, or another took its pid meanwhile."""
+    facts = read_masked(pid)
+    if facts is None:
+        return None
+    argv, user, cpu_us, rss_bytes = _read_with_psutil(pid)
+    detailed = replace(
+        facts, argv=argv, user=user, cpu_us=cpu_us, rss_bytes=rss_bytes, netns=read_netns(pid)
+    )
+    return detailed if read_identity(pid) == facts.id else None
+
+
+def read_identity(pid: int) -> ProcessId | None:
+    """The identity of a running process, None when it is gone."""
+    try:
+        return parse_stat(_read(f"/proc/{pid}/stat"), None).id
+    except OSError:
+        return None
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def parse_stat(data: bytes, control_group: str | None) -> ProcessFacts:
+    """/proc/PID/stat; the name in it is anything, so it ends at the last parenthesis."""
+    before, _, after = data.rpartition(b")")
+    pid, _, comm = before.partition(b"(")
+    fields = after.split()
+    return ProcessFacts(
+        id=ProcessId(pid=int(pid), start_ticks=int(fields[19])),
+        ppid=int(fields[1]),
+        comm=os.fsdecode(comm),
+        state=fields[0].decode(),
+        control_group=control_group,
+    )
+
+
+def _read_with_psutil(
+    pid: int,
+) -> tuple[tuple[str, ...] | None, str | None, int | None, int | None]:
+    import psutil  # 15 ms of start-up that only trace and pid need
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            user = process.username()
+            times, memory = process.cpu_times(), process.memory_info()
+            argv = tuple(process.cmdline())
+    except psutil.Error:
+        return None, None, None, None
+    cpu_us = round((times.user + times.system) * 1_000_000)
+    return argv or None, user, cpu_us, memory.rss
+
+
+def read_netns(pid: int | str) -> int | None:
+    """The inode of a process's network namespace; None when it is hidden or gone.
+
+    The st_ino of /proc/PID/net/tcp's directory would tell less; ns/net needs ptrace access.
+    """
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    return None
+
+
+# Signals -------------------------------------------------------------------------------------
+
+
+def read_masks(pid: int, state: str = "S") -> SignalMasks | None:
+    """What the process does with signals; None when it is gone or a zombie."""
+    try:
+        status = _read(f"/proc/{pid}/status")
+        threads = _read_thread_masks(pid)
+    except OSError:
+        return None
+    if state in "ZX" and len(threads) <= 1:
+        return None
+    return parse_masks(status, threads, read_signalfd(pid), _read_waiting(pid))
+
+
+def _read_thread_masks(pid: int) -> tuple[int, ...]:
+    blocked = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            status = parse_status(_read(f"/proc/{pid}/task/{thread}/status"))
+            if status.get(b"State", b"")[:1] not in (b"Z", b"X"):
+                blocked.append(int(status[b"SigBlk"], 16))
+    return tuple(blocked)
+
+
+def parse_status(data: bytes) -> dict[bytes, bytes]:
+    """/proc/PID/status as its lines; the kernel escapes newlines in the name."""
+    lines = (line.partition(b":") for line in data.splitlines())
+    return {key: value.strip() for key, _, value in lines}
+
+
+def parse_masks(
+    data: bytes, blocked: tuple[int, ...], signalfd: int | None, waiting: bool | None
+) -> SignalMasks:
+    """The Sig* lines of /proc/PID/status, with each thread's SigBlk beside them."""
+    status = parse_status(data)
+    by_all = by_some = blocked[0] if blocked else int(status[b"SigBlk"], 16)
+    for mask in blocked:
+        by_all &= mask
+        by_some |= mask
+    pids = status.get(b"NSpid", b"").split()
+    return SignalMasks(
+        caught=int(status[b"SigCgt"], 16),
+        ignored=int(status[b"SigIgn"], 16),
+        blocked=by_all,
+        blocked_by_some=by_some,
+        pending=int(status[b"ShdPnd"], 16),
+        namespace_init=len(pids) > 1 and pids[-1] == b"1",
+        signalfd=signalfd,
+        waiting=waiting,
+    )
+
+
+def read_signalfd(pid: int) -> int | None:
+    """The union of the masks of its signalfd descriptors; None when they may not be seen."""
+    mask = 0
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == "anon_inode:[signalfd]":
+                    mask |= parse_signalfd(_read(f"/proc/{pid}/fdinfo/{fd}"))
+    except OSError:
+        return None
+    return mask
+
+
+def parse_signalfd(data: bytes) -> int:
+    """The sigmask line of a signalfd's fdinfo."""
+    return int(parse_status(data).get(b"sigmask", b"0"), 16)
+
+
+def _read_waiting(pid: int) -> bool | None:
+    """Whether a thread sits in sigwait(3); None when the kernel does not show it.
+
+    While it waits, the kernel clears the signals it waits for from SigBlk: such a process looks
+    as if it would die. Only the number of the system call tells, and it needs ptrace access.
+    """
+    number = SIGTIMEDWAIT.get(os.uname().machine)
+    if number is None:
+        return None
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                call = _read(f"/proc/{pid}/task/{thread}/syscall").split(b" ")[0]
+                if call.strip() == number:
+                    return True
+    except OSError:
+        return None
+    return False
+
+
+# Descriptors ---------------------------------------------------------------------------------
+
+
+def read_socket_inodes(pid: int) -> frozenset[int] | None:
+    """The socket inodes a process holds; None when its descriptors may not be seen.
+
+    A process that is gone holds none.
+    """
+    inodes = set()
+    directory = f"/proc/{pid}/fd"
+    try:
+        for fd in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(f"{directory}/{fd}")
+                if target.startswith("socket:["):
+                    inodes.add(int(target[8:-1]))
+    except (FileNotFoundError, ProcessLookupError):
+        return frozenset()
+    except PermissionError:
+        return None
+    return frozenset(inodes)
+
+
+def read_holders(
+    inodes: frozenset[int], pids: Iterable[int], *, all_pids: bool = False
+) -> HolderScan:
+    """Which of the processes hold which of the sockets.
+
+    Args:
+        all_pids: ``pids`` are all that there are, so that nobody else can hold one.
+    """
+    found, hidden = [], 0
+    for pid in pids:
+        held = read_socket_inodes(pid)
+        if held is None:
+            hidden += 1
+            continue
+        for inode in sorted(held & inodes):
+            process = read_process(pid)
+            if process is not None:
+                ref = ProcessRef(pid=pid, comm=process.comm)
+                found.append((inode, ref, process.control_group))
+    reason = f"{hidden} processes hidden: {PTRACE_HINT}" if hidden else None
+    complete = all_pids and not hidden and not _hidepid()
+    return HolderScan(
+        by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason
+    )
+
+
+def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:
+    return row[0], row[1].pid
+
+
+def _hidepid() -> bool:
+    """Whether /proc hides other users' processes from us (mount option hidepid=2)."""
+    return not Path("/proc/1").is_dir()
+
+
+def read_ancestry(pid: int) -> Iterator[ProcessRef]:
+    """From the parent up to the oldest visible ancestor."""
+    process = read_process(pid)
+    while process is not None and process.ppid > 0:
+        process = read_process(process.ppid)
+        if process is not None:
+            yield ProcessRef(pid=process.id.pid, comm=process.comm)

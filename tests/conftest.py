@@ -1,0 +1,97 @@
+"""The tiers of tests, by folder, and what each needs of the machine.
+
+A tier that cannot run is skipped and says why; with SDTOOL_REQUIRE=1 in the environment that
+is a failure. The only reason a single test may be skipped for is a capability of the machine
+from the short list below, asked for with ``@pytest.mark.capability("memory")``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdtool.errors import SdtoolError
+from sdtool.sandbox.cgroup import read_hierarchy
+from sdtool.sandbox.requirements import require_host
+
+_CAP_SYS_RESOURCE = 24
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers of this file."""
+    config.addinivalue_line("markers", "unit: needs nothing; the whole tier takes < 3 s")
+    config.addinivalue_line("markers", f"capability(name): one of {', '.join(_CAPABILITIES)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the tier it is in: the folder below tests/."""
+    for item in items:
+        tier = _tier_of(item)
+        if tier in _TIERS:
+            item.add_marker(tier)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot run on this machine, or fail where it has to."""
+    obstacle = _TIERS.get(_tier_of(item), _needs_nothing)()
+    if obstacle is not None:
+        if os.environ.get("SDTOOL_REQUIRE") == "1":
+            pytest.fail(f"the tier must run here, but: {obstacle}", pytrace=False)
+        pytest.skip(obstacle)
+    for mark in item.iter_markers("capability"):
+        if lack := _CAPABILITIES[mark.args[0]]():
+            pytest.skip(lack)
+
+
+def _tier_of(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _needs_nothing() -> str | None:
+    return None
+
+
+@functools.cache
+def _bus_obstacle() -> str | None:
+    return None if shutil.which("dbus-daemon") else "there is no dbus-daemon (apt install dbus)"
+
+
+@functools.cache
+def _system_obstacle() -> str | None:
+    try:
+        require_host()
+    except SdtoolError as error:
+        return f"{error} ({error.hint})"
+    return None
+
+
+def _lacks_controller(name: str) -> str | None:
+    """A cgroup controller counts when the root of cgroup2 hands it to its children."""
+    handed_down = (read_hierarchy().mount / "cgroup.subtree_control").read_text().split()
+    return None if name in handed_down else f"cgroup2 has no {name} controller here"
+
+
+def _lacks_sys_resource() -> str | None:
+    status = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+    )
+    has = int(status["CapEff"], 16) >> _CAP_SYS_RESOURCE & 1
+    return None if has else "this process lacks CAP_SYS_RESOURCE"
+
+
+_TIERS: dict[str, Callable[[], str | None]] = {
+    "unit": _needs_nothing,
+    "bus": _bus_obstacle,
+    "system": _system_obstacle,
+}
+
+_CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    "memory": lambda: _lacks_controller("memory"),
+    "pids": lambda: _lacks_controller("pids"),
+    "CAP_SYS_RESOURCE": _lacks_sys_resource,
+}

@@ -1,0 +1,75 @@
+"""One private manager for all system tests, and the clients to use in it."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from sdtool.errors import SdtoolError
+from sdtool.sandbox import PrivateManager
+
+# (*arguments: str, timeout: float = 60.0)
+Client = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_ports() -> Iterator[None]:
+    """Wait until no other run of these tests uses the demo units' ports.
+
+    They are fixed, so the lock is on what they are unique in: the network namespace.
+    """
+    with Path("/proc/self/ns/net").open("rb") as namespace:
+        fcntl.flock(namespace, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def manager() -> Iterator[PrivateManager]:
+    """The private manager; when it cannot boot, the whole run ends here."""
+    private = PrivateManager()
+    try:
+        private.start()
+    except SdtoolError as error:
+        pytest.exit(f"the private manager does not boot: {error}", returncode=1)
+    yield private
+    private.stop()
+
+
+@pytest.fixture
+def systemctl(manager: PrivateManager) -> Client:
+    """``systemctl --user`` inside: the oracle."""
+
+    def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
+        return manager.run(["systemctl", "--user", *arguments], timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def sdtool(manager: PrivateManager) -> Client:
+    """The command line under test, inside."""
+
+    def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
+        return manager.run([sys.executable, "-m", "sdtool", *arguments], timeout=timeout)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the next test a manager without demo units, if this one has used it."""
+    yield
+    if "manager" in request.fixturenames:
+        end_demo_units(request.getfixturevalue("manager"))
+
+
+def end_demo_units(manager: PrivateManager) -> None:
+    """Stop the demo units by force, left-over processes too, and forget their failures."""
+    for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
+        # --all: a unit that is inactive may have left processes behind.
+        manager.run(["systemctl", "--user", *verb, "--all", "sdtool-*"])

@@ -1,0 +1,513 @@
+"""The sandboxes boot, serve, and leave nothing behind however they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sdtool.errors import Unavailable
+from sdtool.sandbox import PrivateManager, units_directory
+from sdtool.sandbox.cgroup import Hierarchy, parse_hierarchy, read_hierarchy
+
+# ruff: noqa: SIM300 (the house writes expected == actual)
+
+HYBRID = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+"""
+CONTAINER = """\
+700 650 0:27 /docker/4711 /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw
+701 650 0:27 /../.. /mnt/outside rw - cgroup2 cgroup rw
+"""
+SPACE = r"700 650 0:27 / /mnt/a\040b rw - cgroup2 cgroup rw"
+
+# A process that owns a sandbox and says what is in it; killing it is the tests' business.
+OWNER = """
+import json, subprocess, sys
+from sdtool.sandbox import PrivateManager
+manager = PrivateManager().start()
+units = ["sdtool-ignores-term", "sdtool-forks", "sdtool-leaves-child"]
+assert manager.run(["systemctl", "--user", "start", *units]).returncode == 0
+manager.run(["systemctl", "--user", "stop", "sdtool-leaves-child"])
+daemon = "trap '' TERM HUP; setsid sleep 600 & echo up; exec sleep 600"
+command = subprocess.Popen(manager.argv(["sh", "-c", daemon]), stdout=subprocess.PIPE)
+command.stdout.readline()
+guardian = manager._guardian.pid
+print(json.dumps([manager.control_group.split("/")[1], guardian]), flush=True)
+sys.stdin.read()
+manager.stop()
+print("stopped", flush=True)
+"""
+
+
+def read(file: Path) -> str:
+    """Read a file of /proc, "" when its process is gone."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def traces(name: str, *, zombies: bool = False) -> list[str]:
+    """List all that is left of a sandbox: cgroups, processes, mounts, sockets of its name.
+
+    Zombies count where the guardian could reap them; orphans of an owner that died are for the
+    machine's init, which may take its time.
+    """
+    found = [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(name)]
+    for process in Path("/proc").glob("[0-9]*"):
+        stat, cgroup, mounts = (read(process / file) for file in ("stat", "cgroup", "mountinfo"))
+        is_zombie = ") Z " in stat
+        if name in cgroup + mounts and (zombies or not is_zombie):
+            found.append(stat)
+    if name in Path("/proc/net/unix").read_text():
+        found.append("/proc/net/unix")
+    return found
+
+
+def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+    """Wait until a condition holds; fail when it does not within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+class Owner:
+    """A sandbox owned by another process."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OWNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.name, self.guardian = json.loads(self.process.stdout.readline())
+
+    def end(self, number: int) -> None:
+        """Send the owner a signal and wait for its death."""
+        self.process.send_signal(number)
+        self.close()
+
+    def close(self) -> str:
+        """Close its standard input, which ends it, and return what it said last."""
+        return self.process.communicate(timeout=30)[0]
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    """An owner with units and a command running, all kinds of stubborn ones among them."""
+    owner = Owner()
+    yield owner
+    owner.process.kill()
+    owner.process.communicate()
+    eventually(lambda: traces(owner.name) == [])
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "expected"),
+    [
+        (HYBRID, Hierarchy(mount=Path("/sys/fs/cgroup/unified"), prefix="")),
+        (CONTAINER, Hierarchy(mount=Path("/sys/fs/cgroup"), prefix="/docker/4711")),
+        (SPACE, Hierarchy(mount=Path("/mnt/a b"), prefix="")),
+        ("23 1 0:21 / / rw - ext4 /dev/vda rw\n", None),
+    ],
+)
+def test_hierarchy_is_found_where_it_is_mounted(
+    mountinfo: str, expected: Hierarchy | None
+) -> None:
+    """Hybrid machines and containers do not have it all at /sys/fs/cgroup."""
+    assert expected == parse_hierarchy(mountinfo)
+
+
+def test_private_manager_boots_and_leaves_nothing() -> None:
+    """While it runs nothing shows outside but processes and a cgroup; afterwards nothing."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    manager = PrivateManager()
+    with manager:
+        name = manager.control_group.split("/")[1]
+        comm = Path(f"/proc/{manager.pid}/comm").read_text()
+        running = manager.run(["systemctl", "--user", "is-system-running"])
+        owner = manager.run(["busctl", "--user", "status", "org.freedesktop.systemd1"])
+        assert mounts == Path("/proc/self/mountinfo").read_text()
+        manager.run(["systemctl", "--user", "start", "sdtool-ignores-term"])
+    assert ("systemd\n", "running\n") == (comm, running.stdout)
+    assert 0 == owner.returncode
+    assert mounts == Path("/proc/self/mountinfo").read_text()
+    assert [] == traces(name, zombies=True)
+
+
+def test_private_manager_runs_in_the_callers_namespaces(manager: PrivateManager) -> None:
+    """Only the mount namespace is its own, so that every observer sees its processes."""
+    kinds = [
+        kind.name
+        for kind in Path("/proc/self/ns").iterdir()
+        if kind.readlink() != Path(f"/proc/{manager.pid}/ns/{kind.name}").readlink()
+    ]
+    assert ["mnt"] == kinds
+
+
+def test_control_group_is_what_the_manager_says(manager: PrivateManager) -> None:
+    """The manager's own property is the oracle."""
+    answer = manager.run(["systemctl", "--user", "show", "--value", "--property=ControlGroup"])
+    assert f"{manager.control_group}\n" == answer.stdout
+
+
+def test_sandbox_itself_holds_no_process(manager: PrivateManager) -> None:
+    """A cgroup with processes of its own could not hand controllers to its children."""
+    directory = read_hierarchy().mount / manager.control_group.split("/")[1]
+    assert "" == (directory / "cgroup.procs").read_text()
+    controllers = (directory / "cgroup.controllers").read_text().split()
+    assert set(controllers) == set((directory / "cgroup.subtree_control").read_text().split())
+
+
+def test_run_tells_what_the_command_did(manager: PrivateManager, tmp_path: Path) -> None:
+    """Output, standard input, exit status and working directory are the command's own."""
+    script = "cat; pwd; echo $0 >&2; exit 7"
+    previous = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        done = manager.run(["sh", "-c", script, "A=b c"], text="hello\n")
+    finally:
+        os.chdir(previous)
+    expected = (7, f"hello\n{tmp_path}\n", "A=b c\n")
+    assert expected == (done.returncode, done.stdout, done.stderr)
+
+
+def test_run_joins_the_sandbox(manager: PrivateManager) -> None:
+    """A command is in the sandbox's cgroup from its first instruction."""
+    membership = manager.run(["cat", "/proc/self/cgroup"]).stdout.splitlines()
+    client = str(Path(manager.control_group).parent / "client")
+    assert [f"0::{client}"] == [line for line in membership if line.startswith("0::")]
+
+
+def test_nothing_reaches_the_home_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Masks, links and persistent properties stay inside, and so do the payloads' traces."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = sorted(units_directory().rglob("*"))
+    with PrivateManager() as manager:
+        unit = f"{manager.environment['XDG_RUNTIME_DIR']}/sdtool-linked.service"
+        manager.run(
+            ["tee", unit], text="[Service]\nExecStart=true\n[Install]\nWantedBy=a.target\n"
+        )
+        done = [
+            manager.run(["systemctl", "--user", *arguments]).returncode
+            for arguments in (
+                ["enable", unit],
+                ["mask", "sdtool-slow.service"],
+                ["set-property", "sdtool-graceful.service", "CPUWeight=50"],
+                ["start", "sdtool-graceful.service"],
+            )
+        ]
+    assert [0, 0, 0, 0] == done
+    assert ([], before) == (list(tmp_path.rglob("*")), sorted(units_directory().rglob("*")))
+
+
+def test_units_of_the_machines_users_do_not_start(tmp_path: Path) -> None:
+    """What is enabled in /etc/systemd/user is hidden from the sandbox."""
+    with PrivateManager() as manager:
+        listing = manager.run(["sh", "-c", "ls -A /etc/systemd/user 2> /dev/null"])
+    assert "" == listing.stdout
+
+
+def test_log_text_survives_the_stop() -> None:
+    """The manager's log can be read while it runs and afterwards."""
+    with PrivateManager(log_level="debug") as manager:
+        assert "Startup finished" in manager.log_text()
+    assert "org.freedesktop.systemd1" in manager.log_text()
+
+
+def test_stop_twice_is_harmless_and_start_again_works() -> None:
+    """One object can own several sandboxes, one after the other."""
+    manager = PrivateManager()
+    manager.stop()
+    with manager:
+        first = manager.control_group
+    manager.stop()
+    assert (0, "") == (manager.pid, manager.control_group)
+    with manager:
+        assert first != manager.control_group
+        assert 0 == manager.run(["true"]).returncode
+    with pytest.raises(Unavailable):
+        manager.run(["true"])
+
+
+def test_two_managers_live_side_by_side(manager: PrivateManager) -> None:
+    """A sweep takes the sandboxes of the dead, never those of the living."""
+    with PrivateManager() as other:
+        assert 0 == other.run(["systemctl", "--user", "is-system-running"]).returncode
+    assert 0 == manager.run(["systemctl", "--user", "is-system-running"]).returncode
+
+
+def test_owner_killed_leaves_nothing(owner: Owner) -> None:
+    """After SIGKILL of the owner its guardian ends units, left-overs, daemons and commands."""
+    assert [] != traces(owner.name)
+    owner.end(signal.SIGKILL)
+    eventually(lambda: traces(owner.name) == [])
+
+
+def test_owner_terminated_leaves_nothing(owner: Owner) -> None:
+    """SIGTERM, which an owner may not handle, is no different."""
+    owner.end(signal.SIGTERM)
+    eventually(lambda: traces(owner.name) == [])
+
+
+def test_guardian_terminated_leaves_nothing(owner: Owner) -> None:
+    """The guardian cleans up when it is asked to end; its owner's stop has nothing to do."""
+    os.kill(owner.guardian, signal.SIGTERM)
+    eventually(lambda: not list(read_hierarchy().mount.glob(owner.name)))
+    assert ("stopped\n", []) == (owner.close(), traces(owner.name))
+
+
+def test_guardian_ignores_what_a_terminal_sends(owner: Owner) -> None:
+    """Ctrl-C and a hang-up are for the owner to answer."""
+    os.kill(owner.guardian, signal.SIGINT)
+    os.kill(owner.guardian, signal.SIGHUP)
+    assert ("stopped\n", []) == (owner.close(), traces(owner.name))
+
+
+def test_guardian_killed_is_cleaned_up_by_stop(owner: Owner) -> None:
+    """The owner sweeps what its guardian could not."""
+    os.kill(owner.guardian, signal.SIGKILL)
+    assert ("stopped\n", []) == (owner.close(), traces(owner.name))
+
+
+def test_guardian_and_owner_killed_are_swept_at_the_next_start(owner: Owner) -> None:
+    """The manager dies with the guardian; the next sandbox takes away the rest."""
+    os.kill(owner.guardian, signal.SIGKILL)
+    owner.end(signal.SIGKILL)
+    assert [] != traces(owner.name)
+    with PrivateManager():
+        assert [] == traces(owner.name)
+
+
+def test_guardian_stopped_does_not_stop_the_owner_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guardian that does not react is killed, and its work done by the owner."""
+    monkeypatch.setattr("sdtool.sandbox.private._STOP_TIMEOUT", 0.5)
+    with PrivateManager() as manager:
+        name = manager.control_group.split("/")[1]
+        assert manager._guardian is not None
+        manager._guardian.send_signal(signal.SIGSTOP)
+    assert [] == traces(name)
+
+
+def test_manager_that_exits_is_cleaned_up_at_once() -> None:
+    """``systemctl exit`` inside ends the sandbox, and a command is refused."""
+    with PrivateManager() as manager:
+        name = manager.control_group.split("/")[1]
+        manager.run(["systemctl", "--user", "exit"])
+        eventually(lambda: traces(name) == [])
+        assert 0 != manager.run(["true"]).returncode
+
+
+def in_mount_namespace(setup: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python after a shell has changed the mounts of a namespace of its own."""
+    script = f'set -e; {setup}; exec "$@"'
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+START = """
+import json
+from sdtool.errors import SdtoolError
+from sdtool.sandbox import PrivateManager
+try:
+    PrivateManager().start(timeout=5).stop()
+except SdtoolError as error:
+    print(json.dumps([error.code, str(error), error.hint]))
+"""
+
+
+def test_missing_packages_are_named() -> None:
+    """The hint installs just what is missing."""
+    setup = "cd /usr/lib/systemd/user; mount -t tmpfs none /usr/lib/systemd/user"
+    code, message, hint = json.loads(in_mount_namespace(setup, START).stdout)
+    assert ("Unavailable", "apt install dbus-user-session") == (code, hint)
+    assert "dbus-user-session" in message
+
+
+def test_manager_that_does_not_come_up_says_why() -> None:
+    """The message names the status and ends with the log."""
+    systemd = Path("/usr/lib/systemd/systemd")
+    script = "#!/bin/sh\\necho no such luck >&2; exit 9\\n"
+    setup = f"mount -t tmpfs none /mnt; printf '{script}' > /mnt/sh; chmod +x /mnt/sh"
+    setup += f"; mount --bind /mnt/sh {systemd}"
+    code, message, _ = json.loads(in_mount_namespace(setup, START).stdout)
+    reason = "the manager ended with status 9 (log: no such luck)"
+    expected = f"The private manager did not come up: {reason}."
+    assert ("Unavailable", expected) == (code, message)
+
+
+def test_manager_that_is_not_ready_in_time_is_ended() -> None:
+    """The time a start may take is bounded, and nothing of it stays."""
+    setup = "mount -t tmpfs none /mnt; printf '#!/bin/sh\\nexec sleep 600\\n' > /mnt/sh"
+    setup += "; chmod +x /mnt/sh; mount --bind /mnt/sh /usr/lib/systemd/systemd"
+    done = in_mount_namespace(setup, START.replace("timeout=5", "timeout=1"))
+    code, message, _ = json.loads(done.stdout)
+    expected = "The private manager did not come up: it was not ready in time."
+    assert ("Unavailable", expected) == (code, message)
+
+
+def test_read_only_cgroups_are_a_denial() -> None:
+    """In an unprivileged container the error names the cgroup and the way out."""
+    mount = read_hierarchy().mount
+    done = in_mount_namespace(f"mount -o remount,bind,ro {mount}", START)
+    code, message, hint = json.loads(done.stdout)
+    assert ("AccessDenied", True) == (code, "Read-only file system" in message)
+    assert "privileged" in hint
+
+
+@pytest.mark.parametrize("start", ["PrivateManager().start()", "find_manager()"])
+def test_ordinary_users_are_told_to_be_root(start: str) -> None:
+    """Without root and without a user manager there is nothing to offer."""
+    code = f"""
+import json, os
+from sdtool.errors import AccessDenied
+from sdtool.sandbox import PrivateManager, find_manager
+os.environ.pop("XDG_RUNTIME_DIR", None)
+os.setgid(65534), os.setuid(65534)
+try:
+    {start}
+except AccessDenied as error:
+    print(json.dumps([str(error), error.hint]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message, hint = json.loads(done.stdout)
+    assert (True, True) == ("root" in message, "as root" in hint)
+
+
+# What a guest leaves in its host: files, units, processes.
+INVENTORY = """
+cd "$XDG_RUNTIME_DIR"; find . -name '*sdtool*' ! -path './sdtool-home*' | sort
+systemctl --user list-units --all --plain --no-legend '*sdtool*'
+systemctl --user list-unit-files --no-legend '*sdtool*'
+find /sys/fs/cgroup$1 -name '*sdtool*.s*'
+"""
+
+BORROW = """
+import subprocess, sys
+from sdtool.errors import SdtoolError
+from sdtool.sandbox import find_manager
+manager = find_manager()
+print(type(manager).__name__)
+try:
+    manager.start()
+except SdtoolError as error:
+    sys.exit(f"{error.code} {error.subject} {error}")
+try:
+    units = ["sdtool-ignores-term", "sdtool-leaves-child", "sdtool-template@one"]
+    units += ["sdtool-exec-stop-hangs", "sdtool-activated.socket"]
+    assert manager.run(["systemctl", "--user", "start", *units]).returncode == 0
+    manager.run(["systemctl", "--user", "start", "sdtool-crash-loop"])
+    manager.run(["systemctl", "--user", "stop", "sdtool-leaves-child"])
+    print("up", flush=True)
+    sys.stdin.read()
+except KeyboardInterrupt:
+    print("interrupted")
+finally:
+    manager.stop()
+print("down")
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[PrivateManager]:
+    """A user manager that knows nothing of the demo units: one to borrow."""
+    with PrivateManager(units=tmp_path) as manager:
+        manager.run(["sh", "-c", 'rm "$XDG_RUNTIME_DIR/sdtool-units"'])
+        yield manager
+
+
+def inventory(host: PrivateManager) -> list[str]:
+    """List what there is of the demo in a host."""
+    return host.run(["sh", "-c", INVENTORY, "sh", host.control_group]).stdout.splitlines()
+
+
+def borrow(host: PrivateManager) -> subprocess.Popen[str]:
+    """Start a guest in the host, and wait until its units run or it has failed."""
+    guest = subprocess.Popen(
+        host.argv([sys.executable, "-c", BORROW]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert guest.stdout is not None
+    assert "BorrowedManager\n" == guest.stdout.readline()
+    return guest
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT])
+def test_borrowed_manager_removes_everything(host: PrivateManager, number: int | None) -> None:
+    """Units, links, failures, left-over processes and slices go, after a Ctrl-C too."""
+    before = inventory(host)
+    guest = borrow(host)
+    assert guest.stdout is not None
+    assert "up\n" == guest.stdout.readline()
+    assert len(before) < len(inventory(host))
+    if number is not None:
+        guest.send_signal(number)
+    said, errors = guest.communicate(timeout=30)
+    expected = "down\n" if number is None else "interrupted\ndown\n"
+    assert (expected, "", 0) == (said, errors, guest.returncode)
+    assert before == inventory(host)
+
+
+def test_borrowed_manager_removes_what_a_killed_one_left(host: PrivateManager) -> None:
+    """The next demo finds the last one's units by their links and starts afresh."""
+    before = inventory(host)
+    killed = borrow(host)
+    assert killed.stdout is not None
+    assert "up\n" == killed.stdout.readline()
+    killed.kill()
+    killed.communicate()
+    assert before != inventory(host)
+    guest = borrow(host)
+    assert ("up\ndown\n", "") == guest.communicate(timeout=30)
+    assert before == inventory(host)
+
+
+def test_borrowed_manager_refuses_a_second_demo(host: PrivateManager) -> None:
+    """Two demos would stop each other's units."""
+    first = borrow(host)
+    assert first.stdout is not None
+    assert "up\n" == first.stdout.readline()
+    second = borrow(host)
+    assert "Another sdtool demo" in second.communicate(timeout=30)[1]
+    assert "down\n" == first.communicate(timeout=30)[0]
+
+
+def test_borrowed_manager_leaves_strangers_alone(host: PrivateManager) -> None:
+    """A unit of the same name that is the user's own is refused, and goes on running."""
+    unit = "[Service]\nExecStart=sleep 600\n"
+    script = (
+        'd="$XDG_CONFIG_HOME/systemd/user"; mkdir -p "$d"; cat > "$d/sdtool-slow.service";'
+        "systemctl --user daemon-reload; systemctl --user start sdtool-slow"
+    )
+    host.run(["sh", "-c", script], text=unit)
+    before = inventory(host)
+    guest = borrow(host)
+    _, errors = guest.communicate(timeout=30)
+    assert errors.startswith("NotConfigured sdtool-slow.service ")
+    active = host.run(["systemctl", "--user", "is-active", "sdtool-slow"])
+    assert (before, "active\n") == (inventory(host), active.stdout)
