@@ -157,8 +157,9 @@ class _View:
         from sdtool.render.timeline import render_events
 
         if self._start_us is None:
-            # The first ones say that the observers are armed: the request follows at once.
-            self._start_us = events[-1].at_us
+            # The request follows at once when the last observer is armed.
+            armed = [e.at_us for e in events if e.kind is EventKind.OBSERVER]
+            self._start_us = max(armed, default=events[0].at_us)
         self._states |= {e.unit: e for e in events if e.kind is EventKind.STATE}
         verbose = self._invocation.verbose
         for line in render_events(

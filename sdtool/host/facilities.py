@@ -73,11 +73,10 @@ def _probe_cgroups(session: Session) -> tuple[bool, str]:
 
 
 def _probe_privileges() -> tuple[bool, str]:
-    if processes.read_socket_inodes(1) is None:
-        return False, f"uid {os.geteuid()} may not see other users' descriptors: " + (
-            processes.PTRACE_HINT
-        )
-    return True, f"uid {os.geteuid()} may see every process's descriptors"
+    uid = os.geteuid()
+    if not processes.sees_all_descriptors():
+        return False, f"uid {uid} may not see other users' descriptors: {processes.PTRACE_HINT}"
+    return True, f"uid {uid} may see every process's descriptors"
 
 
 def _probe_sock_diag() -> tuple[bool, str]:

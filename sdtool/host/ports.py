@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from sdtool.analysis import ownership
 from sdtool.errors import SdtoolError
@@ -81,6 +82,11 @@ async def own_sockets(
     scan = processes.read_holders(inodes, [process.id.pid for process in members])
     held = {inode for inode, _, _ in scan.by_inode}
     own = [row for row in rows if row.cgroup_id in own_ids or row.inode in held]
+    elsewhere = frozenset(row.inode for row in own if row.inode) - held
+    if elsewhere:
+        # Made here and held by others: by the manager for a .socket unit, or passed on.
+        others = processes.read_holders(elsewhere, processes.read_pids(), all_pids=True)
+        scan = replace(others, by_inode=(*scan.by_inode, *others.by_inode), complete=False)
     return await _join(session, own, ids, scan), _missing_sockets(members, scan)
 
 

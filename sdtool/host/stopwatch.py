@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from sdtool.analysis import membership, phases, timeline
@@ -93,11 +94,12 @@ class StopWatch:
         self._listeners: tuple[SocketFacts, ...] = ()
         self._events: list[Event] = []
         self._held: list[Event] = []
+        self._phases: list[Event] = []
         self._on_eventss: OnEvents = lambda _: None
         self._active_state = details.unit.active_state
         self._sub_state = details.unit.sub_state
         self._result = details.unit.result
-        self._control_pid: int | None = None
+        self._control_pid = self._next_control = details.control_pid
         self._requested_us = self._ended_us = _now()
         self._job: str | None = None
         self._ended_jobs: dict[str, str] = {}
@@ -219,16 +221,18 @@ class StopWatch:
             self._on_job(signal)
 
     def _on_change(self, change: UnitChange) -> None:
+        """The Service part of a change comes first and the Unit part, with the state, second."""
         self._result = change.result or self._result
-        if change.control_pid is not None and change.control_pid != self._control_pid:
-            self._control_pid = change.control_pid or None
-            self._on_control()
+        if change.control_pid is not None:
+            self._next_control = change.control_pid or None
         if change.sub_state is None or change.active_state is None:
             return
-        if (change.active_state, change.sub_state) == (self._active_state, self._sub_state):
-            return
-        self._active_state, self._sub_state = change.active_state, change.sub_state
-        self._on_state(change.changed_us or _now())
+        state = (change.active_state, change.sub_state)
+        if state != (self._active_state, self._sub_state):
+            self._active_state, self._sub_state = state
+            self._on_state(change.changed_us or _now())
+        if self._next_control != self._control_pid:
+            self._on_control(self._control_pid, self._next_control)
 
     def _on_state(self, at_us: int) -> None:
         policy = self.policy
@@ -245,34 +249,48 @@ class StopWatch:
             if policy and phases.is_stopping(self._sub_state)
             else None,
         )
-        if self.requested and policy is not None:
-            self.read_observers()
-            known = tuple(self._processes.values())
-            earlier = tuple(self._events)
-            for event in timeline.infer_phase(policy, state, known, earlier, self._requested_us):
-                self._add(event)
         self._add(state)
-        if self.requested and self._active_state in ("inactive", "failed"):
-            self._ended_us = at_us
+        if self.requested:
+            self._phases.append(state)
+            if self._active_state in ("inactive", "failed"):
+                self._ended_us = at_us
         self._rescan()
 
-    def _on_control(self) -> None:
-        """A command of ExecStop= or ExecStopPost= runs now."""
-        self._rescan()
-        if self._control_pid is None or not self.requested:
+    def _infer_phases(self, until_us: int) -> None:
+        """Conclude what the manager did in each new phase, once its first exits are known."""
+        while self._phases and self._phases[0].at_us <= until_us and self.policy is not None:
+            state = self._phases.pop(0)
+            known = tuple(self._processes.values())
+            for event in timeline.infer_phase(
+                self.policy, state, known, tuple(self._events), self._requested_us
+            ):
+                self._add(event)
+
+    def _on_control(self, before: int | None, now: int | None) -> None:
+        """A command of ExecStop= or ExecStopPost= ended, or runs now."""
+        self._control_pid = now
+        if before is not None:
+            self._add(self._control_event(EventKind.CONTROL_EXIT, before))
+        if now is None:
             return
-        facts = processes.read_process(self._control_pid)
-        self._add(
-            Event(
-                unit=self.name,
-                at_us=_now(),
-                kind=EventKind.CONTROL_START,
-                source=EventSource.DBUS,
-                pid=self._control_pid,
-                comm=facts.comm if facts else None,
-                role=Role.CONTROL,
-                sub_state=self._sub_state,
-            )
+        self._rescan()
+        for identity, process in self._processes.items():
+            if identity.pid == now and process.role is not Role.CONTROL:
+                self._processes[identity] = replace(process, role=Role.CONTROL)
+                if self._pidfds is not None:
+                    self._pidfds.note_role(identity, Role.CONTROL)
+        self._add(self._control_event(EventKind.CONTROL_START, now))
+
+    def _control_event(self, kind: EventKind, pid: int) -> Event:
+        known = (p.comm for p in self._processes.values() if p.pid == pid)
+        return Event(
+            unit=self.name,
+            at_us=_now(),
+            kind=kind,
+            source=EventSource.DBUS,
+            pid=pid,
+            comm=next(known, None),
+            role=Role.CONTROL,
         )
 
     def _on_job(self, change: JobChange) -> None:
@@ -300,8 +318,10 @@ class StopWatch:
 
     def on_tick(self, now: int) -> None:
         """Look for new processes and hand on what was held back long enough."""
+        self.read_observers()
         if self.requested and not self._job_over.is_set():
             self._rescan()
+        self._infer_phases(now - HOLD_BACK_US)
         self._hand_on(now - HOLD_BACK_US)
 
     def _rescan(self, *, born_now: bool = True) -> bool:
@@ -318,7 +338,7 @@ class StopWatch:
 
     def _watch_process(self, facts: ProcessFacts, *, born_now: bool) -> None:
         role = membership.role_of(facts.id.pid, self._details)
-        if facts.id.pid == self._control_pid:
+        if facts.id.pid in (self._control_pid, self._next_control):
             role = Role.CONTROL
         disposition = Disposition.UNKNOWN
         if self.policy is not None and not born_now:
@@ -396,6 +416,7 @@ class StopWatch:
         except SdtoolError as error:
             self.failure = error
             return
+        self._infer_phases(_now())
         self._hand_on(_now())
         self.finished = True
 

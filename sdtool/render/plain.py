@@ -73,7 +73,7 @@ def address(socket: Socket) -> str:
 def exit_status(status: ExitStatus | None) -> str:
     """How a process ended."""
     if status is None:
-        return "ended, status unknown"
+        return "ended, its wait status is not known"
     if isinstance(status, ExitSignal):
         return f"ended by {status.signal}{' (core dumped)' if status.core else ''}"
     return f"exited {status.code}"

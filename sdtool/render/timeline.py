@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sdtool.model.process import ProcessRef
+from sdtool.model.process import ProcessRef, Role
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -27,14 +27,16 @@ VERDICT_STYLES = {
 }
 
 HINTS = {
-    Verdict.KILLED: "it ignored the stop signal or needs longer: see sdtool trace while it runs, "
-    "TimeoutStopSec= and KillMode=",
+    Verdict.KILLED: "sdtool trace shows, while it runs, what ignores the signal; if it only needs "
+    "longer, raise TimeoutStopSec=",
     Verdict.LEFTOVER: "KillMode=control-group would end them with the unit",
-    Verdict.FAILED: "journalctl -u UNIT shows what it said",
+    Verdict.FAILED: "its journal shows what it said",
     Verdict.UNKNOWN: "sdtool doctor shows what cannot be observed here",
 }
 
-QUIET = frozenset({EventKind.PROCESS_REAPED, EventKind.JOB_NEW, EventKind.OBSERVER})
+MIXED_HINT = "KillMode=control-group would send them the stop signal first"
+
+QUIET = frozenset({EventKind.CONTROL_EXIT, EventKind.JOB_NEW, EventKind.OBSERVER})
 """Kinds that a person can do without; JSON has them."""
 
 
@@ -62,8 +64,14 @@ def render_events(
     events: Sequence[Event], start_us: int, *, with_unit: bool, verbose: bool = False
 ) -> list[Text]:
     """A line for each event or group of events that a person wants to see."""
-    wanted = [event for event in events if verbose or event.kind not in QUIET]
+    wanted = [event for event in events if verbose or not _is_quiet(event)]
     return [_line(group, start_us, with_unit=with_unit) for group in group_events(wanted)]
+
+
+def _is_quiet(event: Event) -> bool:
+    """The start of a command is told once, with what it runs for."""
+    born = event.kind is EventKind.PROCESS_NEW and event.role is Role.CONTROL
+    return born or event.kind in QUIET
 
 
 def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
@@ -86,10 +94,10 @@ def _words(group: Sequence[Event]) -> Text:
     words = {
         EventKind.JOB_NEW: "stop job queued",
         EventKind.JOB_DONE: f"job {event.result or 'over'}",
-        EventKind.CONTROL_START: f"{who} runs for {event.sub_state}",
-        EventKind.CONTROL_EXIT: f"{who} {exit_status(event.exit)}",
+        EventKind.CONTROL_START: f"{who} runs as control process",
+        EventKind.CONTROL_EXIT: f"{who} is done",
         EventKind.PROCESS_NEW: f"{who} appeared",
-        EventKind.PROCESS_REAPED: f"{who} reaped: {exit_status(event.exit)}",
+        EventKind.PROCESS_REAPED: f"{who} reaped: it {exit_status(event.exit)}",
         EventKind.LEFTOVER: f"{who} stays behind",
         EventKind.PORT_RELEASED: f"{_port(event)} is free",
         EventKind.CGROUP_EMPTY: "no process left in the cgroup",
@@ -101,8 +109,8 @@ def _words(group: Sequence[Event]) -> Text:
     if event.kind is EventKind.SIGNAL_SENT:
         return _signal(group)
     if event.kind is EventKind.PROCESS_EXIT:
-        style = "red" if "SIGKILL" in exit_status(event.exit) else ""
-        return Text(f"{who} {exit_status(event.exit)}", style)
+        ended = exit_status(event.exit) if event.exit else f"ended ({event.text})"
+        return Text(f"{who} {ended}", "red" if "SIGKILL" in ended else "")
     if event.kind is EventKind.TIMEOUT:
         limit = duration(event.limit_us)
         return Text(f"{event.sub_state} ran out after {limit}: {event.then}", "yellow")
@@ -172,8 +180,10 @@ def _report(report: StopReport) -> RenderableType:
     if report.reactivated_by:
         lines.append(_listed("started again by", report.reactivated_by, "yellow"))
     hint = HINTS.get(report.verdict)
+    if report.verdict is Verdict.KILLED and report.policy and report.policy.kill_mode == "mixed":
+        hint = MIXED_HINT
     if hint is not None:
-        lines.append(Text(f"  ({hint.replace('UNIT', clean(report.unit))})", "dim"))
+        lines.append(Text(f"  ({hint})", "dim"))
     return Group(*lines)
 
 

@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -103,6 +104,7 @@ class Guardian:
         self._selector = selectors.DefaultSelector()
         self._signals, self._wakeup = socket.socketpair()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._launch_line, self._launcher = socket.socketpair()
         self._journal = Journal(self._selector, _log)
 
     def run(self) -> None:
@@ -130,6 +132,7 @@ class Guardian:
         self._notify.bind(f"\0{self._name}")
         self._selector.register(sys.stdin, selectors.EVENT_READ, self._owner_spoke)
         self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)
+        self._selector.register(self._launch_line, selectors.EVENT_READ, self._launcher_spoke)
         self._selector.register(self._notify, selectors.EVENT_READ, self._manager_spoke)
 
     def _create(self) -> None:
@@ -144,21 +147,19 @@ class Guardian:
         systemd.append(f"--log-level={self._config.log_level}")
         self._manager = subprocess.Popen(
             [*_UNSHARE, "sh", "-c", _LAUNCH, "sh", *arguments, *systemd],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=self._launcher.fileno(),
+            stdout=self._launcher.fileno(),
             env={**self._config.environment, "NOTIFY_SOCKET": f"@{self._name}"},
         )
-        assert self._manager.stdout is not None
-        self._selector.register(self._manager.stdout, selectors.EVENT_READ, self._mounted)
+        self._launcher.close()
 
-    def _mounted(self) -> bool:
+    def _launcher_spoke(self) -> bool:
         """Open the journal in the sandbox's own /run and let the manager start."""
-        assert self._manager is not None
-        assert self._manager.stdout is not None
-        self._selector.unregister(self._manager.stdout)
-        if self._manager.stdout.readline():  # else it has failed, and SIGCHLD tells
+        self._selector.unregister(self._launch_line)
+        if self._manager is not None and self._launch_line.recv(4096):
             self._journal.open(Path(f"/proc/{self._manager.pid}/root/run/systemd/journal"))
-            self._manager.communicate(b"go\n")
+            self._launch_line.sendall(b"go\n")
+        # Otherwise it has failed, and SIGCHLD will tell.
         return True
 
     def _must_remount(self) -> bool:
@@ -218,7 +219,7 @@ class Guardian:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return
-            self._selector.select(remaining)
+            select.select([self._signals], [], [], remaining)
             with contextlib.suppress(BlockingIOError):
                 self._signals.recv(4096)
 

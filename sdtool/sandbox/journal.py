@@ -46,12 +46,13 @@ class Journal:
         self._streams: list[_Stream] = []
         self._records = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._records.setblocking(False)
+        self._listener.setblocking(False)
 
     def open(self, directory: Path) -> None:
         """Offer the sockets in ``directory``, the sandbox's /run/systemd/journal."""
         for sock, name in ((self._records, "socket"), (self._listener, "stdout")):
             sock.bind(str(directory / name))
-            sock.setblocking(False)
         self._listener.listen()
         self._selector.register(self._records, selectors.EVENT_READ, self._take_records)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -107,6 +108,8 @@ class _Stream:
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 for line in lines:
                     self._take_line(line.decode(errors="replace"))
+            if self._rest:
+                self._take_line(self._rest.decode(errors="replace"))
             return False
         return True
 

@@ -25,6 +25,9 @@ INFO = struct.Struct("=QQ11Ii")
 PIDFD_INFO_EXIT = 1 << 3
 PIDFD_GET_INFO = (3 << 30) | (INFO.size << 16) | (0xFF << 8) | 11
 
+REAP_WAIT_US = 30_000
+"""How long an exit is kept back for its wait status, which only the reaping makes readable."""
+
 NO_EXIT_INFO = "the kernel gives wait statuses to the parent only (needs Linux 6.15)"
 
 
@@ -89,6 +92,7 @@ class PidfdObserver:
         self._unit = unit
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[ProcessId, str, Role]] = {}
+        self._exited: dict[int, int] = {}
         self.lost = 0
         self.available, self.reason = True, "exits with their wait status"
         self._has_status = True
@@ -110,27 +114,41 @@ class PidfdObserver:
         self._epoll.register(pidfd, select.EPOLLIN)
         return True
 
+    def note_role(self, process: ProcessId, role: Role) -> None:
+        """Correct the role that a process is reported with."""
+        for pidfd, (watched, comm, _) in self._watched.items():
+            if watched == process:
+                self._watched[pidfd] = (watched, comm, role)
+
     def read_events(self) -> tuple[Event, ...]:
-        """Exits and reaps since the last call."""
+        """Exits and reaps since the last call; call it every few milliseconds.
+
+        An exit comes with its wait status when it is reaped soon, else without it, and the
+        status comes with the reap.
+        """
         now = time.monotonic_ns() // 1000
         events: list[Event] = []
         for pidfd, mask in self._epoll.poll(0, max(len(self._watched), 1)):
-            events.extend(self._read_one(pidfd, mask, now))
-        return tuple(events)
+            if mask & select.EPOLLIN:
+                # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
+                self._epoll.modify(pidfd, 0)
+                self._exited[pidfd] = now
+            if mask & select.EPOLLHUP:
+                events.append(self._read_reaped(pidfd, now))
+        return (*events, *self._read_unreaped(now))
 
-    def _read_one(self, pidfd: int, mask: int, now: int) -> list[Event]:
-        reaped = bool(mask & select.EPOLLHUP)
-        status, why = self._read_status(pidfd) if reaped else (None, "not reaped yet")
-        events = []
-        if mask & select.EPOLLIN:
-            # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
-            self._epoll.modify(pidfd, 0)
-            events.append(self._event(pidfd, EventKind.PROCESS_EXIT, now, status, why))
-        if reaped:
-            if not mask & select.EPOLLIN:
-                events.append(self._event(pidfd, EventKind.PROCESS_REAPED, now, status, why))
-            self._forget(pidfd)
-        return events
+    def _read_reaped(self, pidfd: int, now: int) -> Event:
+        exited_us = self._exited.pop(pidfd, None)
+        kind = EventKind.PROCESS_REAPED if exited_us is None else EventKind.PROCESS_EXIT
+        status, why = self._read_status(pidfd)
+        event = self._event(pidfd, kind, exited_us or now, status, why)
+        self._forget(pidfd)
+        return event
+
+    def _read_unreaped(self, now: int) -> list[Event]:
+        late = [pidfd for pidfd, at_us in self._exited.items() if now - at_us > REAP_WAIT_US]
+        kind, why = EventKind.PROCESS_EXIT, "its parent has not reaped it yet"
+        return [self._event(pidfd, kind, self._exited.pop(pidfd), None, why) for pidfd in late]
 
     def _read_status(self, pidfd: int) -> tuple[ExitStatus | None, str | None]:
         if self._has_status:

@@ -29,6 +29,9 @@ SIGTIMEDWAIT = {
     "s390x": b"177",
 }
 
+CAP_DAC_READ_SEARCH = 2
+CAP_SYS_PTRACE = 19
+
 PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
 
 
@@ -231,6 +234,12 @@ def read_socket_inodes(pid: int) -> frozenset[int] | None:
     return frozenset(inodes)
 
 
+def sees_all_descriptors() -> bool:
+    """Whether our capabilities let us look into the descriptors of other users' processes."""
+    effective = int(parse_status(_read("/proc/self/status"))[b"CapEff"], 16)
+    return all(effective >> number & 1 for number in (CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE))
+
+
 def read_holders(
     inodes: frozenset[int], pids: Iterable[int], *, all_pids: bool = False
 ) -> HolderScan:
@@ -250,7 +259,8 @@ def read_holders(
             if process is not None:
                 ref = ProcessRef(pid=pid, comm=process.comm)
                 found.append((inode, ref, process.control_group))
-    reason = f"{hidden} processes hidden: {PTRACE_HINT}" if hidden else None
+    many = "1 process" if hidden == 1 else f"{hidden} processes"
+    reason = f"{many} may not be looked into: {PTRACE_HINT}" if hidden else None
     complete = all_pids and not hidden and not _hidepid()
     return HolderScan(
         by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason

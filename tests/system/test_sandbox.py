@@ -16,6 +16,7 @@ import pytest
 from sdtool.errors import Unavailable
 from sdtool.sandbox import PrivateManager, units_directory
 from sdtool.sandbox.cgroup import Hierarchy, parse_hierarchy, read_hierarchy
+from sdtool.sandbox.journal import parse_record
 
 # ruff: noqa: SIM300 (the house writes expected == actual)
 
@@ -57,6 +58,11 @@ def read(file: Path) -> str:
         return ""
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2][:1] not in {"", "Z", "X"}
+
+
 def traces(name: str, *, zombies: bool = False) -> list[str]:
     """List all that is left of a sandbox: cgroups, processes, mounts, sockets of its name.
 
@@ -65,10 +71,9 @@ def traces(name: str, *, zombies: bool = False) -> list[str]:
     """
     found = [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(name)]
     for process in Path("/proc").glob("[0-9]*"):
-        stat, cgroup, mounts = (read(process / file) for file in ("stat", "cgroup", "mountinfo"))
-        is_zombie = ") Z " in stat
-        if name in cgroup + mounts and (zombies or not is_zombie):
-            found.append(stat)
+        mentions = name in read(process / "cgroup") + read(process / "mountinfo")
+        if mentions and (zombies or is_alive(int(process.name))):
+            found.append(read(process / "stat"))
     if name in Path("/proc/net/unix").read_text():
         found.append("/proc/net/unix")
     return found
@@ -129,6 +134,14 @@ def test_hierarchy_is_found_where_it_is_mounted(
 ) -> None:
     """Hybrid machines and containers do not have it all at /sys/fs/cgroup."""
     assert expected == parse_hierarchy(mountinfo)
+
+
+def test_record_has_text_and_binary_fields() -> None:
+    """A value with a newline in it comes with its length; what is cut off does no harm."""
+    record = b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\nPRIORITY=6\nSYSLOG_IDENTIFIER=systemd\n"
+    expected = {"MESSAGE": "a\nb", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "systemd"}
+    assert expected == parse_record(record)
+    assert {"A": "x", "B": "y"} == parse_record(b"A=x\nB\n\x09\0\0\0\0\0\0\0y")
 
 
 def test_private_manager_boots_and_leaves_nothing() -> None:
@@ -223,11 +236,13 @@ def test_units_of_the_machines_users_do_not_start(tmp_path: Path) -> None:
     assert "" == listing.stdout
 
 
-def test_log_text_survives_the_stop() -> None:
-    """The manager's log can be read while it runs and afterwards."""
-    with PrivateManager(log_level="debug") as manager:
-        assert "Startup finished" in manager.log_text()
-    assert "org.freedesktop.systemd1" in manager.log_text()
+def test_log_text_has_what_manager_and_units_say() -> None:
+    """It can be read while the manager runs and afterwards."""
+    with PrivateManager() as manager:
+        eventually(lambda: "systemd: Startup finished" in manager.log_text())
+        manager.run(["systemd-run", "--user", "--wait", "sh", "-c", "echo out; printf err >&2"])
+        eventually(lambda: manager.log_text().endswith("err\n"))
+    assert "sh: out\n" in manager.log_text()
 
 
 def test_stop_twice_is_harmless_and_start_again_works() -> None:
@@ -289,6 +304,7 @@ def test_guardian_and_owner_killed_are_swept_at_the_next_start(owner: Owner) -> 
     """The manager dies with the guardian; the next sandbox takes away the rest."""
     os.kill(owner.guardian, signal.SIGKILL)
     owner.end(signal.SIGKILL)
+    eventually(lambda: not is_alive(owner.guardian))
     assert [] != traces(owner.name)
     with PrivateManager():
         assert [] == traces(owner.name)

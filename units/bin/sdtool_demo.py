@@ -34,7 +34,10 @@ def listen(address):
     if kind == socket.SOCK_STREAM:
         # For UDP it would let two sockets share the port, which hides the clash.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((host.strip("[]"), int(port)))
+    try:
+        sock.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise OSError(error.errno, f"{address}: {error.strerror}") from None
     if kind == socket.SOCK_STREAM:
         sock.listen()
     return sock
