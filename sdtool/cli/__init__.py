@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SdtoolError as error:
         return report_failure(invocation, error)
     except (KeyboardInterrupt, Abort):
-        return report_failure(invocation, Interrupted("Interrupted.", hint=invocation.farewell))
+        return report_failure(invocation, Interrupted("Interrupted."))
     except Exception as error:
         if invocation.debug:
             raise
@@ -54,6 +54,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _as_ours(error: ClickException) -> SdtoolError:
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip()
     command = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "sdtool"
-    return InvalidArgument(f"{message}.", hint=f"{command} --help")
+    end = "" if message.endswith((".", "?")) else "."
+    return InvalidArgument(f"{message}{end}", hint=f"{command} --help")

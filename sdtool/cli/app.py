@@ -11,7 +11,7 @@ from typer.core import TyperGroup, TyperOption
 
 from sdtool import __version__
 from sdtool.cli.invocation import Invocation
-from sdtool.model.unit import Scope
+from sdtool.model.scope import Scope
 
 COMMANDS = {
     "list": "sdtool.cli.units",
@@ -48,9 +48,10 @@ class LazyGroup(TyperGroup):
 
 def build_app(invocation: Invocation) -> click.Command:
     """The application, ready to parse into ``invocation``."""
-    app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode=None)
+    app = typer.Typer(cls=LazyGroup, rich_markup_mode=None)
+    settings = {"obj": invocation, "help_option_names": ["-h", "--help"]}
 
-    @app.callback(context_settings={"obj": invocation, "help_option_names": ["-h", "--help"]})
+    @app.callback(invoke_without_command=True, context_settings=settings)
     def sdtool(
         ctx: typer.Context,
         version: Annotated[
@@ -59,6 +60,8 @@ def build_app(invocation: Invocation) -> click.Command:
     ) -> None:
         """See systemd's units with their processes and ports, and stop them while watching."""
         invocation.command = ctx.invoked_subcommand or ""
+        if ctx.invoked_subcommand is None:
+            typer.echo(ctx.get_help())
 
     return typer.main.get_command(app)
 

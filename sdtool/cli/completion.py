@@ -7,7 +7,7 @@ import typer
 from sdtool.cli.invocation import Invocation
 from sdtool.errors import SdtoolError
 from sdtool.host import ListFilter
-from sdtool.model.unit import Scope
+from sdtool.model.scope import Scope
 
 
 def complete_units(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -9,7 +9,7 @@ from sdtool.model.answer import Answer
 
 
 def doctor_command(ctx: typer.Context) -> int:
-    """Say what sdtool can see on this machine, and why not."""
+    """Say what sdtool can see here, and why not."""
     invocation = ctx.ensure_object(Invocation)
     facilities = invocation.ask(lambda host: host.doctor())
     bad = any(row.facility == "bus" and not row.available for row in facilities)

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sdtool.errors import Exit, SdtoolError
+from sdtool.errors import Exit, Interrupted, SdtoolError
 from sdtool.model.answer import Answer
-from sdtool.model.unit import Scope
+from sdtool.model.scope import Scope
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,7 +30,7 @@ class Invocation:
     """What the common options say; filled in while the command line is parsed.
 
     Attributes:
-        farewell: What to add when the user interrupts: what goes on without us.
+        farewell: What to say when the user interrupts: what goes on without us.
     """
 
     command: str = ""
@@ -53,7 +53,11 @@ class Invocation:
         )
 
     def ask(self, question: Callable[[Host], Awaitable[T]]) -> T:
-        """Open the host, ask it, close it: the one place where the event loop runs."""
+        """Open the host, ask it, close it: the one place where the event loop runs.
+
+        Raises:
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is torn down by then.
+        """
         from sdtool.host import Host
 
         async def answer() -> T:
@@ -61,7 +65,10 @@ class Invocation:
                 return await question(host)
 
         self._configure_logging()
-        return asyncio.run(answer())
+        try:
+            return asyncio.run(answer())
+        except KeyboardInterrupt as error:
+            raise Interrupted(self.farewell or "Interrupted.") from error
 
     def _configure_logging(self) -> None:
         level = logging.DEBUG if self.debug else logging.INFO if self.verbose else logging.WARNING

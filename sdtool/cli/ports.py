@@ -25,7 +25,11 @@ def port_command(
         ),
     ],
 ) -> int:
-    """Say which unit owns a port, and through which door."""
+    """Say which unit owns a port.
+
+    And through which door: by holding the socket, or by a .socket unit. Exits 1 when a port is
+    not owned.
+    """
     invocation = ctx.ensure_object(Invocation)
     specs = [parse_port(text) for text in ports]
     answer = invocation.ask(lambda host: host.port(specs))
@@ -77,7 +81,7 @@ def ports_command(
         ),
     ] = None,
 ) -> int:
-    """List every listening socket with the unit that owns it."""
+    """List the listening sockets by unit."""
     invocation = ctx.ensure_object(Invocation)
     answer = invocation.ask(lambda host: host.ports(units or ()))
     if invocation.json:

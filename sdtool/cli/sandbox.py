@@ -36,7 +36,10 @@ def sandbox_command(
         bool, typer.Option("--demo", help="Show what sdtool does, on the demo units.")
     ] = False,
 ) -> int:
-    """Boot a throwaway real systemd with the demo units, and run a command or a shell in it."""
+    """Run a command or a shell in a throwaway systemd.
+
+    A real systemd --user manager with the demo units; it ends with the command. Needs root.
+    """
     if demo:
         return run_demo()
     from sdtool.sandbox import PrivateManager

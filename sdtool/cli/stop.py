@@ -45,7 +45,11 @@ def stop_command(
         typer.Option("--jsonl", help="Print each event as a line of JSON, then the document."),
     ] = False,
 ) -> int:
-    """Stop units and watch every step; exit 1 unless all of them stopped cleanly."""
+    """Stop units and watch every step.
+
+    Exits 1 unless all of them stopped cleanly: when something was SIGKILLed, failed or stayed
+    behind.
+    """
     from sdtool.host import StopOptions
 
     invocation = ctx.ensure_object(Invocation)
@@ -58,7 +62,7 @@ def stop_command(
         observers=_parse_observers(observers),
     )
     names = _confirm(invocation, units, yes)
-    invocation.farewell = "the stop job goes on: systemctl list-jobs"
+    invocation.farewell = f"No longer watching; the stop job goes on ({', '.join(names)})."
     answer = _stop(invocation, names, options, jsonl)
     bad = any(report.verdict is not Verdict.CLEAN for report in answer.data)
     if invocation.json:

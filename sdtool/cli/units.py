@@ -55,7 +55,7 @@ def list_command(
     failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Inactive units too.")] = False,
 ) -> int:
-    """List units with the number of their processes and their listening ports."""
+    """List units with their processes and ports."""
     from sdtool.host import ListFilter
 
     invocation = ctx.ensure_object(Invocation)
@@ -82,7 +82,10 @@ def _split(values: list[str] | None) -> list[str]:
 
 
 def trace_command(ctx: typer.Context, units: Units) -> int:
-    """Show a unit's process tree, what the stop signal would do to each, and its sockets."""
+    """Show a unit's process tree and sockets.
+
+    With what the unit's stop signal would do to each process.
+    """
     invocation = ctx.ensure_object(Invocation)
     answer = invocation.ask(lambda host: host.trace(units))
     if invocation.json:
@@ -98,7 +101,10 @@ def pid_command(
         list[str], typer.Argument(metavar="PID...", help="Process ids.", show_default=False)
     ],
 ) -> int:
-    """Say which unit, session or container manages a process, or that nothing does."""
+    """Say what manages a process.
+
+    Its unit, user unit, session, slice and container, or that nothing manages it.
+    """
     invocation = ctx.ensure_object(Invocation)
     numbers = [_parse_pid(text) for text in pids]
     answer = invocation.ask(lambda host: host.pid(numbers))

@@ -23,9 +23,10 @@ from sdtool.host.units import ListFilter, explain_pid, list_units, resolve, trac
 from sdtool.model.answer import Answer, collect
 from sdtool.model.facility import Facility
 from sdtool.model.process import ProcessOwner
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.stop import StopReport
-from sdtool.model.unit import ListedUnit, Scope, Trace
+from sdtool.model.unit import ListedUnit, Trace
 
 __all__ = ["Host", "ListFilter", "StopOptions"]
 

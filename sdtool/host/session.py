@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from sdtool.model.unit import ManagerRoots, Scope
+from sdtool.model.scope import Scope
+from sdtool.model.unit import ManagerRoots
 from sdtool.sources import cgroups
 from sdtool.sources.cgroups import CgroupMount
 from sdtool.sources.systemd import Manager

@@ -11,7 +11,7 @@ from typing import Protocol
 from sdtool.analysis import membership, phases, timeline
 from sdtool.analysis.signals import predict
 from sdtool.errors import SdtoolError, Unavailable
-from sdtool.model.manager import ConnectionLost, JobChange, ManagerSignal, UnitChange
+from sdtool.model.manager import ConnectionLost, JobChange, MainExit, ManagerSignal, UnitChange
 from sdtool.model.names import unit_path
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
 from sdtool.model.sockets import SocketFacts
@@ -110,6 +110,7 @@ class StopWatch:
         self._still_held: tuple[PortChange, ...] = ()
         self._also_stopped: tuple[str, ...] = ()
         self._reactivated_by: tuple[str, ...] = ()
+        self._has_main_exit = False
         self.requested = False
         self.already_inactive = self._active_state in ("inactive", "failed") and not self._group
         self.finished = self.already_inactive
@@ -150,8 +151,8 @@ class StopWatch:
         if not self._is_wanted("pidfd", PidfdObserver.name):
             return
         self._pidfds = PidfdObserver(self.name)
-        has_status, self._pidfds.reason = probe_exit_info()
-        self._tier = Tier.C if has_status else Tier.D
+        self._pidfds.has_status, self._pidfds.reason = probe_exit_info()
+        self._tier = Tier.C if self._pidfds.has_status else Tier.D
         self._observers.append(self._pidfds)
 
     def _arm(self, switch: str, name: str, make: Callable[[str], Observer]) -> None:
@@ -223,6 +224,8 @@ class StopWatch:
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
         self._result = change.result or self._result
+        if change.main_exit is not None and not self._has_main_exit:
+            self._on_main_exit(change.main_exit)
         if change.control_pid is not None:
             self._next_control = change.control_pid or None
         if change.sub_state is None or change.active_state is None:
@@ -233,6 +236,28 @@ class StopWatch:
             self._on_state(change.changed_us or _now())
         if self._next_control != self._control_pid:
             self._on_control(self._control_pid, self._next_control)
+
+    def _on_main_exit(self, main: MainExit) -> None:
+        """The manager's word on its main process, where no pidfd has it."""
+        if not self.requested or main.pid != self._details.unit.main_pid:
+            return
+        self._has_main_exit = True
+        if self._pidfds is not None and self._pidfds.has_status:
+            return
+        seen = self._pidfds is not None
+        known = (p.comm for p in self._processes.values() if p.pid == main.pid)
+        self._add(
+            Event(
+                unit=self.name,
+                at_us=main.at_us,
+                kind=EventKind.PROCESS_REAPED if seen else EventKind.PROCESS_EXIT,
+                source=EventSource.DBUS,
+                pid=main.pid,
+                comm=next(known, None),
+                role=Role.MAIN,
+                exit=main.exit,
+            )
+        )
 
     def _on_state(self, at_us: int) -> None:
         policy = self.policy

@@ -12,7 +12,8 @@ from sdtool.host.session import Session
 from sdtool.model.answer import Answer
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
-from sdtool.model.unit import ListedUnit, Scope, Trace, Unit, UnitDetails
+from sdtool.model.scope import Scope
+from sdtool.model.unit import ListedUnit, Trace, Unit, UnitDetails
 from sdtool.sources import cgroups, processes, sockets
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdtool.model.unit import Scope
+from sdtool.model.scope import Scope
+from sdtool.model.stop import ExitStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,15 @@ class ManagerInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MainExit:
+    """How and when the main process of a service ended, as the manager was told by wait(2)."""
+
+    pid: int
+    at_us: int
+    exit: ExitStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitChange:
     """Properties of a unit that changed, from one PropertiesChanged signal.
 
@@ -40,9 +50,8 @@ class UnitChange:
     sub_state: str | None = None
     changed_us: int | None = None
     result: str | None = None
-    main_pid: int | None = None
     control_pid: int | None = None
-    job: str | None = None
+    main_exit: MainExit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sdtool.model.process import Process
 from sdtool.model.sockets import Socket
 from sdtool.model.stop import StopPolicy
-
-
-class Scope(StrEnum):
-    """Which manager is asked: PID 1, or the calling user's own."""
-
-    SYSTEM = "system"
-    USER = "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ class PidfdObserver:
         self._exited: dict[int, int] = {}
         self.lost = 0
         self.available, self.reason = True, "exits with their wait status"
-        self._has_status = True
+        self.has_status = True
 
     def fileno(self) -> int:
         """Readable when a process exited or was reaped."""
@@ -151,11 +151,11 @@ class PidfdObserver:
         return [self._event(pidfd, kind, self._exited.pop(pidfd), None, why) for pidfd in late]
 
     def _read_status(self, pidfd: int) -> tuple[ExitStatus | None, str | None]:
-        if self._has_status:
+        if self.has_status:
             try:
                 return read_exit_status(pidfd), None
             except OSError:
-                self._has_status = False
+                self.has_status = False
                 self.reason = f"exits only: {NO_EXIT_INFO}"
         return None, NO_EXIT_INFO
 

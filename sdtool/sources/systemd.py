@@ -32,6 +32,7 @@ from sdtool.errors import (
 from sdtool.model.manager import (
     ConnectionLost,
     JobChange,
+    MainExit,
     ManagerInfo,
     ManagerReloading,
     ManagerSignal,
@@ -40,9 +41,17 @@ from sdtool.model.manager import (
 )
 from sdtool.model.names import unit_name_of_path, unit_path
 from sdtool.model.process import signal_name
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import ListenAddress, SocketUnit
-from sdtool.model.stop import INFINITY, Limit, StopPolicy
-from sdtool.model.unit import Scope, Unit, UnitDetails
+from sdtool.model.stop import (
+    INFINITY,
+    ExitCode,
+    ExitSignal,
+    ExitStatus,
+    Limit,
+    StopPolicy,
+)
+from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources.bus import BusSignal, Connection, NoAnswer, RemoteError, unwrap
 
 log = logging.getLogger(__name__)
@@ -509,14 +518,25 @@ def parse_signal(signal: BusSignal) -> ManagerSignal | None:
 def parse_properties_changed(path: str, changed: Mapping[str, Any]) -> UnitChange:
     """PropertiesChanged of a unit: the Service part comes just before the Unit part."""
     get = changed.get
-    job = get("Job")
     return UnitChange(
         unit_path=path,
         active_state=get("ActiveState"),
         sub_state=get("SubState"),
         changed_us=get("StateChangeTimestampMonotonic"),
         result=get("Result"),
-        main_pid=get("MainPID"),
         control_pid=get("ControlPID"),
-        job=job[1] if job and job[0] else None,
+        main_exit=parse_main_exit(changed),
     )
+
+
+def parse_main_exit(properties: Mapping[str, Any]) -> MainExit | None:
+    """The ExecMain* properties of a service; None while its main process runs."""
+    at_us = properties.get("ExecMainExitTimestampMonotonic")
+    if not at_us:
+        return None
+    code, status = properties["ExecMainCode"], properties["ExecMainStatus"]
+    # waitid(2): CLD_EXITED, CLD_KILLED, CLD_DUMPED.
+    ended: ExitStatus = ExitCode(code=status)
+    if code != os.CLD_EXITED:
+        ended = ExitSignal(signal=signal_name(status), core=code == os.CLD_DUMPED)
+    return MainExit(pid=properties["ExecMainPID"], at_us=at_us, exit=ended)
