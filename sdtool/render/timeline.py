@@ -77,7 +77,7 @@ def _is_quiet(event: Event) -> bool:
 def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
     event = group[0]
     inferred = event.evidence is Evidence.INFERRED
-    line = Text(f"{seconds(event.at_us - start_us):>9} s ", "dim")
+    line = Text.assemble((f"{seconds(event.at_us - start_us):>9} s ", "dim"))
     line.append("~ " if inferred else "  ", "dim")
     if with_unit:
         line.append(f"{clean(event.unit)}  ", "dim")

@@ -96,6 +96,7 @@ def _process_part(trace: Trace) -> list[RenderableType]:
     table.add_column("USER", no_wrap=True)
     table.add_column("CPU", justify="right", no_wrap=True)
     table.add_column("RSS", justify="right", no_wrap=True)
+    table.add_column("NAME", no_wrap=True)
     table.add_column("COMMAND", overflow="ellipsis", no_wrap=True)
     guides = _guides(trace.processes)
     for process in trace.processes:
@@ -113,13 +114,13 @@ def _process(process: Process, guide: str) -> list[Text]:
         Text(clean(process.user or "?")),
         Text(cpu),
         Text(size(process.rss_bytes)),
+        Text(clean(process.comm)),
         _command(process),
     ]
 
 
 def _command(process: Process) -> Text:
-    words = shlex.join(process.argv) if process.argv else f"[{process.comm}]"
-    text = Text(clean(words))
+    text = Text(clean(shlex.join(process.argv)) if process.argv else "")
     if process.state in "ZTtD":
         text = Text.assemble((f"({_state(process.state)}) ", "yellow"), text)
     if process.disposition is Disposition.UNKNOWN:

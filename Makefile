@@ -1,0 +1,58 @@
+# Thin on purpose: each target says what it runs. `make demo` and `make test` need nothing typed before.
+
+PYTHON ?= python3
+VENV := .venv
+
+# What Debian's minimal system lacks: venv, a real systemd with its user bus, ss for the oracles.
+PACKAGES := python3-venv systemd dbus dbus-user-session iproute2
+
+.PHONY: help packages setup demo test bench pictures clean
+
+help:
+	@echo "make demo      set everything up and show the main job on a real systemd"
+	@echo "make test      every check and every tier of tests"
+	@echo "make bench     ratios against systemctl, ss and psutil"
+	@echo "make pictures  draw docs/*.svg anew from real output"
+
+packages:
+	@command -v dpkg-query >/dev/null || exit 0; \
+	missing=; \
+	for package in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	    || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "Missing packages; as root: apt install$$missing" >&2; exit 1; fi; \
+	echo "Installing$$missing"; \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --no-install-recommends $$missing >/dev/null
+
+$(VENV)/bin/python: | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "sdtool needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+setup: packages $(VENV)/.run
+
+demo: setup
+	$(VENV)/bin/sdtool sandbox --demo
+
+test: packages $(VENV)/.dev
+	$(VENV)/bin/python -m pytest
+
+bench: packages $(VENV)/.dev
+	$(VENV)/bin/python tests/bench/start_up.py
+
+pictures: packages $(VENV)/.dev
+	$(VENV)/bin/python docs/pictures.py
+
+clean:
+	rm -rf $(VENV) dist
