@@ -8,10 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from sdtool.analysis.ownership import INIT_SCOPE, read_container, read_path
+from sdtool.analysis.ownership import (
+    INIT_SCOPE,
+    join,
+    read_container,
+    read_path,
+    socket_owners,
+)
 from sdtool.analysis.signals import predict
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import Socket, SocketFacts, SocketUnit
 from sdtool.model.unit import CgroupOwner, ListedUnit, ManagerRoots, Unit, UnitDetails
 
 DEFAULT_KILL_SIGNAL = "SIGTERM"
@@ -77,6 +83,7 @@ def list_units(
     members: Mapping[str, Sequence[int]],
     cgroups: Mapping[int, str],
     listeners: Iterable[SocketFacts],
+    socket_units: Sequence[SocketUnit],
     roots: ManagerRoots,
 ) -> tuple[ListedUnit, ...]:
     """Units with their number of processes and the listening ports that their cgroups made.
@@ -84,13 +91,16 @@ def list_units(
     Args:
         members: Cgroup path -> pids.
         cgroups: Cgroup id -> path.
+        socket_units: The .socket units that the manager may have made listeners for.
     """
     processes: Counter[str] = Counter()
     for path, pids in members.items():
         for name in _units_of(path, roots):
             processes[name] += len(pids)
     groups = _control_groups(cgroups.values(), roots)
-    ports = _ports_by_unit(cgroups, listeners, roots)
+    # Who holds them is not asked: a list reads no descriptors.
+    joined = join(listeners, cgroups, None, socket_units, roots)
+    ports = _ports_by_unit(joined)
     return tuple(
         _list_unit(unit, processes[unit.name], ports.get(unit.name, ()), groups.get(unit.name))
         for unit in units
@@ -143,15 +153,12 @@ def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[str, str]
     return groups
 
 
-def _ports_by_unit(
-    cgroups: Mapping[int, str], listeners: Iterable[SocketFacts], roots: ManagerRoots
-) -> dict[str, tuple[str, ...]]:
+def _ports_by_unit(sockets: Iterable[Socket]) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[tuple[int, str]]] = {}
-    for row in listeners:
-        path = cgroups.get(row.cgroup_id or 0)
-        unit = _asked_unit(read_path(path, roots), roots) if path is not None else None
-        if unit is not None:
-            found.setdefault(unit, set()).add((row.port, row.protocol))
+    for socket in sockets:
+        for owner in socket_owners(socket):
+            if owner.unit is not None and socket.port is not None:
+                found.setdefault(owner.unit, set()).add((socket.port, socket.protocol))
     return {
         unit: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
         for unit, rows in found.items()

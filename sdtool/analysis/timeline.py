@@ -63,6 +63,7 @@ def build(record: StopRecord) -> StopReport:
         killed=killed,
         also_stopped=record.also_stopped,
         reactivated_by=record.reactivated_by,
+        triggers_active=record.triggers_active,
         leftovers=record.survivors,
         ports_released=record.released,
         ports_held=record.held,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sdtool.analysis import ownership
@@ -35,7 +35,7 @@ async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...
 
 
 def _scan_likely_holders(
-    session: Session, rows: Sequence[SocketFacts], ids: dict[int, str]
+    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str]
 ) -> HolderScan:
     """Look at the processes of the creating cgroups first; at all when that leaves a question.
 
@@ -101,17 +101,22 @@ def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str |
 
 
 async def _join(
-    session: Session, rows: Sequence[SocketFacts], ids: dict[int, str], scan: HolderScan
+    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str], scan: HolderScan
 ) -> tuple[Socket, ...]:
-    roots = await session.roots()
-    joined = ownership.join(rows, ids, scan, (), roots)
+    units = await read_socket_units(session, rows, ids, scan)
+    return ownership.join(rows, ids, scan, units, await session.roots())
+
+
+async def read_socket_units(
+    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str], scan: HolderScan
+) -> tuple[SocketUnit, ...]:
+    """The .socket units, where a manager made or holds one of the sockets; else none.
+
+    None too when the manager cannot be asked: then its own init.scope is all that is known.
+    """
+    joined = ownership.join(rows, ids, scan, (), await session.roots())
     if not any(ownership.is_managers(socket.creator, socket.holders) for socket in joined):
-        return joined
-    return ownership.join(rows, ids, scan, await _socket_units(session), roots)
-
-
-async def _socket_units(session: Session) -> tuple[SocketUnit, ...]:
-    """The .socket units; none when the manager cannot be asked: the holder is then all we know."""
+        return ()
     try:
         return await (await session.manager()).list_socket_units()
     except SdtoolError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -110,6 +110,7 @@ class StopWatch:
         self._still_held: tuple[PortChange, ...] = ()
         self._also_stopped: tuple[str, ...] = ()
         self._reactivated_by: tuple[str, ...] = ()
+        self._triggers_active: tuple[str, ...] = ()
         self._has_main_exit = False
         self.requested = False
         self.already_inactive = self._active_state in ("inactive", "failed") and not self._group
@@ -503,14 +504,17 @@ class StopWatch:
         self._still_held, self._released = tuple(held), tuple(released)
 
     async def _look_around(self) -> None:
-        """What else went down with it, and whether something has started it again."""
+        """What else went down with it, and what has started it again, or can."""
+        along = [details.unit.name for details in self._along]
+        up = await self._still_up((*along, *self._details.triggered_by))
+        self._also_stopped = tuple(name for name in along if name not in up)
+        self._triggers_active = tuple(n for n in self._details.triggered_by if n in up)
         if self._active_state not in ("inactive", "failed", "deactivating"):
-            self._reactivated_by = self._details.triggered_by
-        names = [details.unit.name for details in self._along]
-        if names:
-            units = await self._manager.list_units(names)
-            up = {u.name for u in units if u.active_state not in ("inactive", "failed")}
-            self._also_stopped = tuple(name for name in names if name not in up)
+            self._reactivated_by = self._triggers_active
+
+    async def _still_up(self, names: Sequence[str]) -> frozenset[str]:
+        units = await self._manager.list_units(names) if names else ()
+        return frozenset(u.name for u in units if u.active_state not in ("inactive", "failed"))
 
     def record(self) -> StopRecord:
         """All that was gathered."""
@@ -532,6 +536,7 @@ class StopWatch:
             held=self._still_held,
             also_stopped=self._also_stopped,
             reactivated_by=self._reactivated_by,
+            triggers_active=self._triggers_active,
             already_inactive=self.already_inactive,
         )
 

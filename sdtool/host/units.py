@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from sdtool.analysis import membership, ownership
 from sdtool.errors import InvalidArgument, NoSuchProcess, NoSuchUnit, SdtoolError
-from sdtool.host.ports import own_sockets
+from sdtool.host.ports import own_sockets, read_socket_units
 from sdtool.host.session import Session
 from sdtool.model.answer import Answer
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
 from sdtool.model.scope import Scope
+from sdtool.model.sockets import HolderScan
 from sdtool.model.unit import ListedUnit, Trace, Unit, UnitDetails
 from sdtool.sources import cgroups, processes, sockets
 
@@ -66,8 +67,14 @@ async def list_units(
         raise _nothing_matches(patterns)
     roots = await session.roots()
     tree = cgroups.read_tree(session.mount, roots.user or roots.system)
+    listeners = sockets.read_listeners()
     return membership.list_units(
-        filter(filters.wants, units), tree.members, tree.paths, sockets.read_listeners(), roots
+        filter(filters.wants, units),
+        tree.members,
+        tree.paths,
+        listeners,
+        await read_socket_units(session, listeners, tree.paths, HolderScan()),
+        roots,
     )
 
 

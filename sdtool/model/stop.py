@@ -234,6 +234,7 @@ class StopRecord:
     held: tuple[PortChange, ...]
     also_stopped: tuple[str, ...]
     reactivated_by: tuple[str, ...]
+    triggers_active: tuple[str, ...] = ()
     already_inactive: bool = False
 
 
@@ -270,6 +271,7 @@ class StopReport:
         killed: Pids that the manager SIGKILLed.
         also_stopped: Units that went down along, through dependencies.
         reactivated_by: Units that started this one again.
+        triggers_active: Units that can still start it again (its .socket, .path or .timer).
     """
 
     unit: str
@@ -288,6 +290,7 @@ class StopReport:
     killed: tuple[int, ...]
     also_stopped: tuple[str, ...]
     reactivated_by: tuple[str, ...]
+    triggers_active: tuple[str, ...]
     leftovers: tuple[ProcessRef, ...]
     ports_released: tuple[PortChange, ...]
     ports_held: tuple[PortChange, ...]

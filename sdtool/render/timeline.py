@@ -179,6 +179,8 @@ def _report(report: StopReport) -> RenderableType:
         lines.append(_listed("stopped along", report.also_stopped))
     if report.reactivated_by:
         lines.append(_listed("started again by", report.reactivated_by, "yellow"))
+    elif report.triggers_active:
+        lines.append(_listed("can be started again by", report.triggers_active))
     hint = HINTS.get(report.verdict)
     if report.verdict is Verdict.KILLED and report.policy and report.policy.kill_mode == "mixed":
         hint = MIXED_HINT

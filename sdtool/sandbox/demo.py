@@ -104,6 +104,9 @@ class BorrowedManager(Sandbox):
     def start(self, *, timeout: float = 20.0) -> Self:
         """Link the demo units in; those an earlier demo could not remove are removed first.
 
+        Args:
+            timeout: Of no use here: each question to the manager has a limit of its own.
+
         Raises:
             NotConfigured: A unit with the name of one of ours exists and is not ours.
             Unavailable: Another demo runs in this manager, or it does not answer.

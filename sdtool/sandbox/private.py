@@ -3,7 +3,7 @@
 It runs in the pid and network namespaces of the caller, so every observer sees its processes
 and ports, and it needs no system that was booted with systemd. Its units, configuration and
 runtime files live on a tmpfs that nobody else sees; its processes live in one cgroup. It has
-no journal, no logind, no polkit and no system scope.
+no logind, no polkit and no system scope, and what is said to its journal is kept as one text.
 """
 
 from __future__ import annotations
@@ -144,10 +144,13 @@ class PrivateManager(Sandbox):
         client = Path(self._control_group).parent / CLIENT
         procs = f"/sys/fs/cgroup{client}/cgroup.procs"
         variables = [f"{name}={value}" for name, value in self.environment.items()]
-        return [*enter, "sh", "-c", _ENTER, "sh", procs, str(Path.cwd()), *variables, *command]
+        return [*enter, "sh", "-c", _ENTER, "sh", procs, _directory(), *variables, *command]
 
     def log_text(self) -> str:
-        """Read what the manager has logged so far; after ``stop``, all it had logged."""
+        """Read what manager and units have said so far; after ``stop``, all they had said.
+
+        One "IDENTIFIER: TEXT" a line, as in the journal: "systemd: Startup finished in 47ms."
+        """
         if self._log_fd is None:
             return self._log
         size = os.fstat(self._log_fd).st_size
@@ -221,7 +224,7 @@ class PrivateManager(Sandbox):
             return AccessDenied(event["reason"], hint=event.get("hint"))
         lines = self.log_text().splitlines()[-_LOG_LINES:]
         log = f" (log: {'; '.join(lines)})" if lines else ""
-        reason = event["reason"].rstrip(".")
+        reason = event.get("reason", "its guardian was told to end").rstrip(".")
         return Unavailable(
             f"The private manager did not come up: {reason}{log}.", hint=event.get("hint")
         )
@@ -231,6 +234,14 @@ class PrivateManager(Sandbox):
         if self._log_fd is not None:
             os.close(self._log_fd)
             self._log_fd = None
+
+
+def _directory() -> str:
+    """Name the working directory, the root if it was removed under us."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "/"
 
 
 def _base_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 from sdtool.errors import Unavailable
 from sdtool.sandbox import PrivateManager, units_directory
-from sdtool.sandbox.cgroup import Hierarchy, parse_hierarchy, read_hierarchy
+from sdtool.sandbox.cgroup import Hierarchy, destroy, parse_hierarchy, read_hierarchy
 from sdtool.sandbox.journal import parse_record
 
 # ruff: noqa: SIM300 (the house writes expected == actual)
@@ -134,6 +134,23 @@ def test_hierarchy_is_found_where_it_is_mounted(
 ) -> None:
     """Hybrid machines and containers do not have it all at /sys/fs/cgroup."""
     assert expected == parse_hierarchy(mountinfo)
+
+
+def test_destroy_needs_no_cgroup_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an old kernel processes are killed one by one, even while they fork."""
+    tree = read_hierarchy().mount / f"sdtool-test-{os.getpid()}"
+
+    def write(file: Path, text: str) -> None:
+        raise FileNotFoundError(file)
+
+    forks = "for i in 1 2 3 4 5 6 7 8; do for j in 1 2 3 4 5 6 7 8; do sleep 20 & done; done; wait"
+    script = f"echo 0 > {tree}/cgroup.procs; echo up; {forks}"
+    tree.mkdir()
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert b"up\n" == parent.stdout.readline()
+        monkeypatch.setattr("sdtool.sandbox.cgroup.write", write)
+        assert destroy(tree, timeout=20)
 
 
 def test_record_has_text_and_binary_fields() -> None:

@@ -1,0 +1,1 @@
+"""The tests, by tier; ``tests.unit`` shares its factories as a package."""

@@ -1,0 +1,241 @@
+"""Bad input and hard days: clear errors, no traceback, no hang, and nothing that lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from sdtool.sandbox import PrivateManager
+from tests.system.conftest import Client
+
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        (("trace", "no-such-unit"), 5, "no-such-unit.service"),
+        (("stop", "no-such-unit"), 5, "no-such-unit.service"),
+        (("ports", "no-such-*"), 5, "no-such-*"),
+        (("list", "no-such-*"), 5, "no-such-*"),
+        (("stop", "no-such-*", "--yes"), 5, "no-such-*"),
+        (("pid", "4194303"), 5, "4194303"),
+        (("pid", "0"), 2, "0"),
+        (("pid", "-1"), 2, "-1"),
+        (("pid", "abc"), 2, "abc"),
+        (("port", "0"), 2, "0"),
+        (("port", "65536"), 2, "65536"),
+        (("port", "80/sctp"), 2, "sctp"),
+        (("port", "http"), 2, "http"),
+        (("list", "--type", "servic"), 2, "servic"),
+        (("trace", "a\nb"), 2, "unit name"),
+        (("trace", ""), 2, "unit name"),
+        (("trace", "x" * 300), 2, "unit name"),
+        (("stop", "sdtool-graceful", "--deadline", "-1"), 2, "deadline"),
+        (("stop", "sdtool-graceful", "--observers", "magic"), 2, "magic"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    sdtool: Client, arguments: tuple[str, ...], status: int, word: str
+) -> None:
+    """A wrong argument ends with its exit status and one sentence that names it."""
+    done = sdtool(*arguments, "--user")
+
+    assert status == done.returncode
+    assert "Traceback" not in done.stderr
+    assert word in done.stderr
+    assert done.stderr.startswith("sdtool: ")
+
+
+@pytest.mark.parametrize("arguments", [("port",), ("frob",), ("list", "--frob"), ("pid", "x")])
+def test_bad_input_is_json_when_json_was_asked_for(
+    sdtool: Client, arguments: tuple[str, ...]
+) -> None:
+    """With --json anywhere the error stands in the one document on stdout."""
+    done = sdtool(*arguments, "--json")
+
+    envelope = json.loads(done.stdout)
+    assert (done.returncode, envelope["exit"], envelope["data"]) == (2, 2, [])
+    assert len(envelope["errors"]) == 1
+
+
+def outside(*arguments: str, env: dict[str, str] | None = None) -> CompletedProcess[str]:
+    """Run sdtool on the machine itself, not in the private manager."""
+    return subprocess.run(
+        [sys.executable, "-m", "sdtool", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("scope", ["--user", "--system"])
+@pytest.mark.parametrize("command", [("list",), ("trace", "x"), ("stop", "x"), ("doctor",)])
+def test_no_manager_is_said_within_five_seconds(
+    tmp_path: Path, command: tuple[str, ...], scope: str
+) -> None:
+    """Where no manager answers, every command says so at once; doctor answers all the same."""
+    nowhere = f"unix:path={tmp_path}/nothing"
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "XDG_RUNTIME_DIR": str(tmp_path),
+        "DBUS_SYSTEM_BUS_ADDRESS": nowhere,
+        "DBUS_SESSION_BUS_ADDRESS": nowhere,
+    }
+    if scope == "--system" and Path("/run/systemd/private").exists():
+        pytest.fail("this test wants a machine that was not booted with systemd")
+    began = time.monotonic()
+
+    done = outside(*command, scope, env=env)
+
+    assert (1 if command == ("doctor",) else 69) == done.returncode
+    assert time.monotonic() - began < 5
+
+
+def test_other_users_may_read_but_learn_no_secrets(manager: PrivateManager) -> None:
+    """As nobody, the owner of root's port is told by its cgroup, and the holders are null."""
+    manager.run(["systemctl", "--user", "start", "sdtool-graceful"])
+    command = [*NOBODY, sys.executable, "-m", "sdtool", "port", "18080/tcp", "--json"]
+
+    done = manager.run(command)
+
+    (entry,) = json.loads(done.stdout)["data"]
+    (owner,) = entry["owners"]
+    assert (entry["verdict"], owner["via"]) == ("owned", "creator")
+    assert owner["socket"]["holders"] is None
+    assert "CAP_SYS_PTRACE" in owner["socket"]["holders_reason"]
+
+
+def test_hostile_names_reach_no_terminal(
+    sdtool: Client, systemctl: Client, tmp_path: Path
+) -> None:
+    """comm, argv and descriptions with escape sequences, newlines and bad bytes come escaped."""
+    payload = tmp_path / "hostile"
+    payload.write_bytes(
+        b"#!/usr/bin/python3\n"
+        b"import ctypes, signal, os\n"
+        b"ctypes.CDLL(None).prctl(15, b'\\x1b[31mred\\n\\xff', 0, 0, 0)\n"
+        b"signal.pause()\n"
+    )
+    payload.chmod(0o755)
+    unit = tmp_path / "sdtool-hostile.service"
+    unit.write_bytes(
+        b"[Unit]\nDescription=evil \x1b[2J \xe2\x80\xae name\n[Service]\n"
+        b"ExecStart=" + bytes(payload) + b' "two\\nlines" "\\x1b]0;title\\x07"\n'
+    )
+    systemctl("link", "--runtime", str(unit))
+    systemctl("start", "sdtool-hostile")
+    wait_for_comm(systemctl, "red")
+
+    texts = [
+        sdtool("trace", "sdtool-hostile", "--user", "--color", "never").stdout,
+        sdtool("list", "sdtool-hostile*", "--user", "--color", "never").stdout,
+        sdtool("stop", "sdtool-hostile", "--user", "--color", "never").stdout,
+    ]
+    systemctl("disable", "--runtime", "sdtool-hostile")
+
+    for text in texts:
+        assert "hostile" in text
+        assert not {char for char in text if ord(char) < 32} - {"\n"}
+        assert "\u202e" not in text
+
+
+def wait_for_comm(systemctl: Client, part: str) -> None:
+    """Wait until the payload has given itself its name."""
+    pid = systemctl("show", "-P", "MainPID", "sdtool-hostile").stdout.strip()
+    until = time.monotonic() + 10
+    while part.encode() not in Path(f"/proc/{pid}/comm").read_bytes():
+        assert time.monotonic() < until, "the payload never named itself"
+
+
+def test_hostile_names_survive_in_json(sdtool: Client, systemctl: Client) -> None:
+    """Unicode in a description, and an escaped unit name, come through JSON unchanged."""
+    name = "sdtool-odd\\x2dname.service"
+    systemctl("start", name)
+    expected = systemctl("show", "-P", "Description", name).stdout.rstrip("\n")
+
+    (row,) = json.loads(sdtool("list", name, "--user", "--json").stdout)["data"]
+
+    assert (name, expected) == (row["name"], row["description"])
+
+
+def test_template_and_escaped_names_are_traced(sdtool: Client, systemctl: Client) -> None:
+    """An instance and a name with an escape are units like others."""
+    names = ["sdtool-template@one.service", "sdtool-odd\\x2dname.service"]
+    systemctl("start", *names)
+
+    traces = json.loads(sdtool("trace", *names, "--user", "--json").stdout)["data"]
+
+    assert names == [trace["unit"] for trace in traces]
+    assert all(trace["processes"] for trace in traces)
+
+
+def test_units_that_vanish_midway_are_no_traceback(
+    sdtool: Client, systemctl: Client, manager: PrivateManager
+) -> None:
+    """Tracing while units come and go ends in answers or clear errors, never in a bug."""
+    churn = "while :; do systemctl --user start sdtool-template@{1..4}; "
+    churn += "systemctl --user stop sdtool-template@{1..4}; done"
+    with subprocess.Popen(
+        manager.argv(["bash", "-c", churn]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as churning:
+        statuses = {
+            sdtool("trace", "sdtool-template@1", "sdtool-template@2", "--user").returncode
+            for _ in range(10)
+        }
+        statuses |= {sdtool("ports", "--user").returncode for _ in range(3)}
+        churning.kill()
+
+    assert statuses <= {0, 5}
+
+
+def test_a_closed_pipe_is_no_error(manager: PrivateManager) -> None:
+    """``sdtool list | head -1`` ends quietly."""
+    words = f"{sys.executable} -m sdtool list --all --user | head -n 1; echo ${{PIPESTATUS[0]}}"
+
+    done = manager.run(["bash", "-c", words])
+
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_a_frozen_manager_is_said_within_its_deadline(
+    sdtool: Client, manager: PrivateManager
+) -> None:
+    """While the manager is stopped by SIGSTOP, list gives up with exit 69."""
+    os.kill(manager.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = sdtool("list", "--user")
+        took = time.monotonic() - began
+    finally:
+        os.kill(manager.pid, signal.SIGCONT)
+
+    assert done.returncode == 69
+    assert took < 6
+
+
+def test_the_private_socket_serves_where_the_bus_is_gone(manager: PrivateManager) -> None:
+    """Without a bus the same answers come over the manager's own socket, stops included."""
+    manager.run(["systemctl", "--user", "start", "sdtool-graceful"])
+    nowhere = ["env", "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent"]
+    command = [*nowhere, sys.executable, "-m", "sdtool"]
+
+    listed = manager.run([*command, "list", "sdtool-graceful", "--user", "--json"])
+    stopped = manager.run([*command, "stop", "sdtool-graceful", "--user", "--json"])
+
+    (unit,) = json.loads(listed.stdout)["data"]
+    (report,) = json.loads(stopped.stdout)["data"]
+    assert (unit["active_state"], unit["ports"]) == ("active", ["18080/tcp"])
+    assert (stopped.returncode, report["verdict"]) == (0, "clean")
+    assert "private" in report["observers"][0]["reason"]

@@ -1,0 +1,311 @@
+"""stop: the verdicts on the demo units, against systemd's own account and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdtool.sandbox import PrivateManager
+from tests.system.conftest import Client
+
+
+def stop(sdtool: Client, unit: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit status and report of one stop."""
+    done = sdtool("stop", unit, "--user", "--json", *options)
+    envelope = json.loads(done.stdout)
+    assert done.returncode == envelope["exit"]
+    assert envelope["errors"] == []
+    (report,) = envelope["data"]
+    return done.returncode, report
+
+
+def main_pid(systemctl: Client, unit: str) -> int:
+    """Systemd's own MainPID."""
+    return int(systemctl("show", "-P", "MainPID", unit).stdout)
+
+
+def test_stop_of_the_stubborn_unit_is_killed(sdtool: Client, systemctl: Client) -> None:
+    """The unit that ignores SIGTERM: killed, the right pid, exit 1, after TimeoutStopSec."""
+    systemctl("start", "sdtool-ignores-term")
+    pid = main_pid(systemctl, "sdtool-ignores-term")
+
+    status, report = stop(sdtool, "sdtool-ignores-term")
+
+    assert (1, "killed", [pid]) == (status, report["verdict"], report["killed"])
+    assert 1_950_000 <= report["duration_us"] <= 2_600_000
+    assert report["result"] == "timeout"
+    assert report["job_result"] == "done"
+    (fate,) = report["processes"]
+    assert fate["exit"] == {"signal": "SIGKILL", "core": False}
+    assert fate["disposition"] == "ignores"
+
+
+def test_stop_of_the_graceful_unit_is_clean(sdtool: Client, systemctl: Client) -> None:
+    """The unit that exits on SIGTERM: clean, exit 0, its port released."""
+    systemctl("start", "sdtool-graceful")
+    pid = main_pid(systemctl, "sdtool-graceful")
+
+    status, report = stop(sdtool, "sdtool-graceful")
+
+    assert (status, report["verdict"], report["killed"]) == (0, "clean", [])
+    assert [(pid, {"code": 0})] == [(p["pid"], p["exit"]) for p in report["processes"]]
+    released = [(p["protocol"], p["port"]) for p in report["ports_released"]]
+    assert released == [("tcp", 18080)]
+    assert report["ports_held"] == []
+
+
+def test_stop_that_leaves_a_child_behind_says_so(sdtool: Client, systemctl: Client) -> None:
+    """KillMode=process: leftover with its pid, exit 1, and its port still taken."""
+    systemctl("start", "sdtool-leaves-child")
+    traced = sdtool("trace", "sdtool-leaves-child", "--user", "--json")
+    (trace,) = json.loads(traced.stdout)["data"]
+    child = [p["pid"] for p in trace["processes"] if p["role"] == "other"]
+
+    status, report = stop(sdtool, "sdtool-leaves-child")
+
+    assert (status, report["verdict"]) == (1, "leftover")
+    assert child == [left["pid"] for left in report["leftovers"]]
+    assert [p["port"] for p in report["ports_held"]] == [18084]
+
+
+def test_stop_with_a_stubborn_child_names_the_child(sdtool: Client, systemctl: Client) -> None:
+    """Only the child that ignores SIGTERM was SIGKILLed; the others ended by themselves."""
+    systemctl("start", "sdtool-forks")
+
+    status, report = stop(sdtool, "sdtool-forks")
+
+    assert (status, report["verdict"]) == (1, "killed")
+    fates = {p["comm"]: (p["exit"], p["killed_by_manager"]) for p in report["processes"]}
+    expected = {
+        "family": ({"code": 0}, False),
+        "child-handler": ({"code": 0}, False),
+        "child-default": ({"signal": "SIGTERM", "core": False}, False),
+        "child-stubborn": ({"signal": "SIGKILL", "core": False}, True),
+    }
+    assert expected == fates
+
+
+def test_stop_of_a_mixed_unit_tells_of_the_silent_kill(sdtool: Client, systemctl: Client) -> None:
+    """KillMode=mixed: systemd says success, and the children were SIGKILLed without SIGTERM."""
+    systemctl("start", "sdtool-forks-mixed")
+
+    status, report = stop(sdtool, "sdtool-forks-mixed")
+
+    assert (status, report["verdict"], report["result"]) == (1, "killed", "success")
+    assert len(report["killed"]) == 3
+    first = {e["pid"] for e in report["events"] if e.get("signal") == "SIGTERM"}
+    assert {p["pid"] for p in report["processes"] if p["role"] == "main"} == first
+
+
+def test_stop_reports_exec_stop_and_exec_stop_post(sdtool: Client, systemctl: Client) -> None:
+    """Both commands appear as control processes with their exits, and the stop is clean."""
+    systemctl("start", "sdtool-exec-stop")
+
+    status, report = stop(sdtool, "sdtool-exec-stop")
+
+    assert (status, report["verdict"]) == (0, "clean")
+    control = [p["exit"] for p in report["processes"] if p["role"] == "control"]
+    assert control == [{"code": 0}, {"code": 0}]
+    kinds = [e["kind"] for e in report["events"]]
+    assert kinds.count("control-start") == 2
+
+
+def test_stop_whose_exec_stop_hangs_has_failed(sdtool: Client, systemctl: Client) -> None:
+    """ExecStop= over its limit: nothing was SIGKILLed, but the result is timeout."""
+    systemctl("start", "sdtool-exec-stop-hangs")
+
+    status, report = stop(sdtool, "sdtool-exec-stop-hangs")
+
+    assert (status, report["verdict"], report["result"]) == (1, "failed", "timeout")
+    assert "timeout" in [e["kind"] for e in report["events"]]
+
+
+def test_stop_takes_dependent_units_along(sdtool: Client, systemctl: Client) -> None:
+    """A unit that Requires= the stopped one went down with it, and the report names it."""
+    systemctl("start", "sdtool-requires")
+
+    _, report = stop(sdtool, "sdtool-graceful")
+
+    assert report["also_stopped"] == ["sdtool-requires.service"]
+
+
+def test_stop_of_an_inactive_unit_is_clean_at_once(sdtool: Client) -> None:
+    """Nothing to stop: clean, duration 0, and the reason says so."""
+    status, report = stop(sdtool, "sdtool-graceful")
+
+    assert (status, report["verdict"], report["duration_us"]) == (0, "clean", 0)
+    assert "nothing to stop" in report["verdict_reason"]
+
+
+def test_stop_orders_its_events_and_keeps_their_bounds(sdtool: Client, systemctl: Client) -> None:
+    """Events are sorted; an inferred one lies within its bounds and after the request."""
+    systemctl("start", "sdtool-forks")
+
+    _, report = stop(sdtool, "sdtool-forks")
+
+    times = [event["at_us"] for event in report["events"]]
+    assert sorted(times) == times
+    inferred = [event for event in report["events"] if event["evidence"] == "inferred"]
+    assert inferred
+    for event in inferred:
+        assert report["requested_us"] <= event["at_min_us"]
+        assert event["at_min_us"] <= event["at_us"] <= event["at_max_us"]
+
+
+def test_stop_counts_states_as_systemd_stamps_them(sdtool: Client, systemctl: Client) -> None:
+    """The time of the last state is the one that systemd keeps for the unit."""
+    systemctl("start", "sdtool-ignores-term")
+
+    _, report = stop(sdtool, "sdtool-ignores-term")
+
+    shown = systemctl("show", "-P", "StateChangeTimestampMonotonic", "sdtool-ignores-term").stdout
+    last = [event["at_us"] for event in report["events"] if event["kind"] == "state"][-1]
+    assert int(shown) == last
+
+
+def test_stop_of_several_units_reports_in_the_order_asked(
+    sdtool: Client, systemctl: Client
+) -> None:
+    """They are stopped together, and each has its own report."""
+    systemctl("start", "sdtool-slow", "sdtool-graceful")
+
+    done = sdtool("stop", "sdtool-slow", "sdtool-graceful", "no-such-unit", "--user", "--json")
+
+    envelope = json.loads(done.stdout)
+    names = ["sdtool-slow.service", "sdtool-graceful.service"]
+    assert names == [report["unit"] for report in envelope["data"]]
+    assert [error["code"] for error in envelope["errors"]] == ["NoSuchUnit"]
+    assert 5 == done.returncode == envelope["exit"]
+
+
+@pytest.mark.parametrize("observers", ["none", "cgroup,sockets", "pidfd"])
+def test_stop_never_calls_the_stubborn_unit_clean(
+    sdtool: Client, systemctl: Client, observers: str
+) -> None:
+    """With any observer switched off the main process's SIGKILL is still told, by D-Bus."""
+    systemctl("start", "sdtool-ignores-term")
+
+    status, report = stop(sdtool, "sdtool-ignores-term", "--observers", observers)
+
+    assert (status, report["verdict"]) == (1, "killed")
+
+
+def test_stop_without_pidfds_does_not_know_the_children(sdtool: Client, systemctl: Client) -> None:
+    """Where no exit of a child can be seen, the verdict on a mixed kill is unknown, not clean."""
+    systemctl("start", "sdtool-forks-mixed")
+
+    status, report = stop(sdtool, "sdtool-forks-mixed", "--observers", "none")
+
+    assert (status, report["verdict"]) == (1, "unknown")
+
+
+def test_stop_streams_its_events_as_json_lines(sdtool: Client, systemctl: Client) -> None:
+    """--jsonl: one event a line, the envelope last, and both tell the same."""
+    systemctl("start", "sdtool-graceful")
+
+    done = sdtool("stop", "sdtool-graceful", "--user", "--jsonl")
+
+    *events, envelope = [json.loads(line) for line in done.stdout.splitlines()]
+    key = json.dumps
+    streamed = sorted(key(event) for event in events)
+    assert sorted(key(event) for event in envelope["data"][0]["events"]) == streamed
+
+
+def test_stop_gives_up_at_the_deadline_and_the_job_goes_on(
+    sdtool: Client, systemctl: Client
+) -> None:
+    """--deadline: exit 75, and the unit is still on its way down."""
+    systemctl("start", "sdtool-ignores-term")
+
+    done = sdtool("stop", "sdtool-ignores-term", "--user", "--deadline", "0.5")
+
+    assert done.returncode == 75
+    assert "the stop job goes on" in done.stderr
+    state = systemctl("show", "-P", "ActiveState", "sdtool-ignores-term").stdout.strip()
+    assert state == "deactivating"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stop_interrupted_says_that_the_job_goes_on(
+    manager: PrivateManager, systemctl: Client, number: signal.Signals
+) -> None:
+    """Ctrl-C, SIGTERM and SIGHUP: exit 130 at once, and the unit goes down without us."""
+    systemctl("start", "sdtool-ignores-term")
+    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-ignores-term", "--user"]
+    with subprocess.Popen(
+        manager.argv(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        os.kill(watching.pid, number)
+        _, stderr = watching.communicate(timeout=10)
+
+    assert watching.returncode == 130
+    assert "the stop job goes on" in stderr
+    state = systemctl("show", "-P", "ActiveState", "sdtool-ignores-term").stdout.strip()
+    assert state == "deactivating"
+
+
+@pytest.mark.parametrize("unit", ["dbus", "dbus.socket", "init.scope"])
+def test_stop_refuses_critical_units(sdtool: Client, systemctl: Client, unit: str) -> None:
+    """What the manager stands on needs --force: exit 4, and nothing was stopped."""
+    done = sdtool("stop", unit, "--user")
+
+    assert done.returncode == 4
+    assert "--force" in done.stderr
+    assert systemctl("is-active", unit).stdout.strip() == "active"
+
+
+def test_stop_of_a_glob_needs_yes_without_a_terminal(sdtool: Client, systemctl: Client) -> None:
+    """A pattern names what it stands for and stops nothing until --yes."""
+    systemctl("start", "sdtool-graceful")
+
+    refused = sdtool("stop", "sdtool-grace*", "--user")
+    running = systemctl("is-active", "sdtool-graceful").stdout.strip()
+    done = sdtool("stop", "sdtool-grace*", "--user", "--yes")
+
+    assert (refused.returncode, running) == (2, "active")
+    assert "sdtool-graceful.service" in refused.stderr
+    assert done.returncode == 0
+
+
+def test_stop_of_a_unit_killed_from_outside_is_not_the_managers_kill(
+    sdtool: Client, systemctl: Client, manager: PrivateManager
+) -> None:
+    """A child that someone else SIGKILLs during the stop is not counted as the manager's."""
+    systemctl("start", "sdtool-slow")
+    pid = main_pid(systemctl, "sdtool-slow")
+    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-slow", "--user", "--jsonl"]
+    with subprocess.Popen(manager.argv(command), stdout=subprocess.PIPE, text=True) as stopping:
+        assert stopping.stdout is not None
+        for line in stopping.stdout:
+            if '"stop-sigterm"' in line:
+                break
+        os.kill(pid, signal.SIGKILL)
+        report = json.loads(stopping.stdout.read().splitlines()[-1])["data"][0]
+
+    assert (report["verdict"], report["killed"]) == ("failed", [])
+
+
+def test_stop_leaves_no_descriptor_or_process_of_its_own(
+    sdtool: Client, systemctl: Client, manager: PrivateManager
+) -> None:
+    """After a stop the cgroup of sdtool's own commands is empty again."""
+    systemctl("start", "sdtool-graceful")
+    stop(sdtool, "sdtool-graceful")
+    top = manager.control_group.rpartition("/")[0]
+    client = Path(f"/proc/{manager.pid}/root/sys/fs/cgroup{top}/client/cgroup.procs")
+    until = time.monotonic() + 5
+
+    while client.read_text() and time.monotonic() < until:
+        pass
+
+    assert client.read_text() == ""

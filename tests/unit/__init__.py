@@ -1,0 +1,1 @@
+"""The tier that needs nothing but Python."""
