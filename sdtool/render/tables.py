@@ -45,15 +45,30 @@ VIA_WORDS = {
 }
 
 
-def _table(*columns: str) -> Table:
-    """A table without lines; only the last column gives way on a narrow terminal."""
+FLEXIBLE = frozenset(
+    {"UNIT", "PORTS", "DESCRIPTION", "ADDRESS", "PROCESSES", "CREATED BY", "FINDING", "COMMAND"}
+    | {"HELD BY", "GIVES"}
+)
+"""Columns that give way on a narrow terminal; the others keep their width."""
+
+NUMBERS = frozenset({"PROCS", "CPU", "RSS"})
+
+
+def new_table(*columns: str) -> Table:
+    """A table without lines, whose flexible columns end in an ellipsis where space is short."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns[:-1]:
+    for name in columns:
         table.add_column(
-            name, no_wrap=True, justify="right" if name in ("PROCS", "PID") else "left"
+            Text(name, no_wrap=True, overflow="ellipsis"),
+            no_wrap=name not in FLEXIBLE,
+            justify="right" if name in NUMBERS else "left",
         )
-    table.add_column(columns[-1], overflow="ellipsis", no_wrap=True)
     return table
+
+
+def cell(text: str, style: str = "") -> Text:
+    """One cell of a table: of one line, whatever the width."""
+    return Text(clean(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def state(active_state: str, text: str | None = None) -> Text:
@@ -65,17 +80,17 @@ def render_units(units: Sequence[ListedUnit]) -> RenderableType:
     """The table of ``list``; the LOAD column stands only where it says something."""
     with_load = any(unit.load_state != "loaded" for unit in units)
     load = ("LOAD",) if with_load else ()
-    table = _table("UNIT", *load, "ACTIVE", "SUB", "PROCS", "PORTS", "DESCRIPTION")
+    table = new_table("UNIT", *load, "ACTIVE", "SUB", "PROCS", "PORTS", "DESCRIPTION")
     for unit in units:
         load_cell = (Text(unit.load_state, "" if unit.load_state == "loaded" else "red"),)
         table.add_row(
-            Text(clean(unit.name), "bold red" if unit.active_state == "failed" else ""),
+            cell(unit.name, "bold red" if unit.active_state == "failed" else ""),
             *(load_cell if with_load else ()),
             state(unit.active_state),
             state(unit.active_state, unit.sub_state),
             "?" if unit.processes is None else str(unit.processes or "-"),
-            Text("?" if unit.ports is None else " ".join(unit.ports), "cyan"),
-            Text(clean(unit.description)),
+            cell("?" if unit.ports is None else " ".join(unit.ports), "cyan"),
+            cell(unit.description),
         )
     return table
 
@@ -130,15 +145,15 @@ def _holder_words(owner: PortOwner) -> list[str]:
 
 def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
     """The table of ``ports``."""
-    table = _table("UNIT", "PROTO", "ADDRESS", "PROCESSES", "CREATED BY")
+    table = new_table("UNIT", "PROTO", "ADDRESS", "PROCESSES", "CREATED BY")
     for row in rows:
         creator = row.socket.creator
         table.add_row(
-            Text(clean(row.unit) if row.unit else "-", "bold" if row.unit else "yellow"),
+            cell(row.unit or "-", "bold" if row.unit else "yellow"),
             row.socket.protocol,
-            Text(address(row.socket), "cyan"),
-            Text(_holders(row.socket)),
-            Text(clean(creator.unit or creator.control_group) if creator else "?", "dim"),
+            cell(address(row.socket), "cyan"),
+            cell(_holders(row.socket)),
+            cell((creator.unit or creator.control_group) if creator else "?", "dim"),
         )
     return table
 
@@ -146,7 +161,7 @@ def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
 def _holders(socket: Socket) -> str:
     if socket.holders is None:
         return "hidden"
-    shown = [f"{holder.pid} ({clean(holder.comm)})" for holder in socket.holders[:4]]
+    shown = [f"{holder.pid} ({holder.comm})" for holder in socket.holders[:4]]
     more = f" +{len(socket.holders) - 4}" if len(socket.holders) > 4 else ""
     return ", ".join(shown) + more
 
@@ -191,8 +206,7 @@ def _container(container: Container | None) -> str | None:
 
 def render_facilities(facilities: Sequence[Facility]) -> RenderableType:
     """The table of ``doctor``."""
-    table = _table("", "FACILITY", "FINDING", "GIVES")
-    table.columns[2].no_wrap = False
+    table = new_table("", "FACILITY", "FINDING", "GIVES")
     for row in facilities:
         mark = Text("yes", "green") if row.available else Text("no", "red")
         table.add_row(mark, Text(row.facility, "bold"), Text(clean(row.reason)), Text(row.gives))

@@ -84,7 +84,7 @@ def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
     line.append_text(_words(group))
     if inferred and event.at_min_us is not None and event.at_max_us is not None:
         low, high = event.at_min_us - start_us, event.at_max_us - start_us
-        line.append(f"  (inferred: between {seconds(low)} and {seconds(high)})", "dim")
+        line.append(f"  (inferred: {seconds(low)} to {seconds(high)})", "dim")
     return line
 
 

@@ -14,7 +14,7 @@ from sdtool.model.sockets import Socket
 from sdtool.model.stop import StopPolicy
 from sdtool.model.unit import Trace
 from sdtool.render.plain import address, clean, count, duration, size
-from sdtool.render.tables import state
+from sdtool.render.tables import cell, new_table, state
 
 DISPOSITION_STYLES = {
     Disposition.DIES: "green",
@@ -89,15 +89,7 @@ def _process_part(trace: Trace) -> list[RenderableType]:
     if not trace.processes:
         return [Text("no processes", "dim")]
     signal = trace.policy.kill_signal if trace.policy else "SIGTERM"
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("PID", no_wrap=True)
-    table.add_column("ROLE", no_wrap=True)
-    table.add_column(signal, no_wrap=True)
-    table.add_column("USER", no_wrap=True)
-    table.add_column("CPU", justify="right", no_wrap=True)
-    table.add_column("RSS", justify="right", no_wrap=True)
-    table.add_column("NAME", no_wrap=True)
-    table.add_column("COMMAND", overflow="ellipsis", no_wrap=True)
+    table = new_table("PID", "ROLE", signal, "USER", "CPU", "RSS", "NAME", "COMMAND")
     guides = _guides(trace.processes)
     for process in trace.processes:
         table.add_row(*_process(process, guides[process.pid]))
@@ -120,9 +112,9 @@ def _process(process: Process, guide: str) -> list[Text]:
 
 
 def _command(process: Process) -> Text:
-    text = Text(clean(shlex.join(process.argv)) if process.argv else "")
+    text = cell(shlex.join(process.argv) if process.argv else "")
     if process.state in "ZTtD":
-        text = Text.assemble((f"({_state(process.state)}) ", "yellow"), text)
+        text = cell(f"({_state(process.state)}) ", "yellow").append_text(text)
     if process.disposition is Disposition.UNKNOWN:
         text.append(f"  ({process.disposition_reason})", "dim")
     return text
@@ -161,10 +153,7 @@ def _socket_part(trace: Trace) -> list[RenderableType]:
 
 
 def _sockets(trace: Trace) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("SOCKET", "ADDRESS", "STATE", "HELD BY"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table = new_table("SOCKET", "ADDRESS", "STATE", "HELD BY", "")
     open_doors = [
         s for s in trace.sockets if s.protocol == "udp" or s.state in ("LISTEN", "BOUND")
     ]
@@ -172,9 +161,9 @@ def _sockets(trace: Trace) -> RenderableType:
     for socket in (*open_doors, *connections[:MAX_CONNECTIONS]):
         table.add_row(
             Text(socket.protocol),
-            Text(address(socket), "cyan"),
+            cell(address(socket), "cyan"),
             Text(socket.state),
-            Text(_held_by(socket)),
+            cell(_held_by(socket)),
             Text(_made_by(socket, trace.unit), "dim"),
         )
     if len(connections) > MAX_CONNECTIONS:

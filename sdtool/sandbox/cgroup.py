@@ -65,7 +65,7 @@ def read_hierarchy() -> Hierarchy:
     Raises:
         Unavailable: It is not mounted.
     """
-    hierarchy = parse_hierarchy(Path("/proc/self/mountinfo").read_text())
+    hierarchy = parse_hierarchy(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
     if hierarchy is None:
         raise Unavailable(
             "No cgroup2 hierarchy is mounted here.", hint="mount -t cgroup2 cgroup2 DIRECTORY"
@@ -78,7 +78,7 @@ def read_own_cgroup() -> str:
 
     Source: cgroups(7), /proc/PID/cgroup.
     """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
         if line.startswith("0::"):
             return line[3:]
     return "/"
@@ -92,7 +92,7 @@ def name_of(pid: int) -> str:
 def _read_start_ticks(pid: int) -> int | None:
     """Read when a process started, in clock ticks since boot; None once it is dead."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, *fields = stat.rpartition(")")[2].split()

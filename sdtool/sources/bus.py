@@ -5,7 +5,8 @@ installed, dbus-fast (``SDTOOL_DBUS=next|fast`` forces one). What the messages m
 ``sources.systemd``'s business.
 
 Every rule here was paid for: a call after a disconnect never returns, an end of file during SASL
-spins, a frozen broker hangs the connect, over 128 pending calls are refused by the broker.
+spins, a frozen broker hangs the connect, over 128 pending calls are refused by the broker, and a
+broker passes on a signal that anybody sends straight to us in the manager's name.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 CALL_TIMEOUT_S = 4.0
 INTERACTIVE_TIMEOUT_S = 120.0
+MAX_GREETING = 4096
+
+BROKER = "org.freedesktop.DBus"
+SYSTEMD = "org.freedesktop.systemd1"
 
 
 class RemoteError(Exception):
@@ -107,17 +112,24 @@ def _bus_class(base: Any) -> Any:
         async def _authenticate(self) -> None:
             # Everything in one write, as sd-bus does. When the first message lands in the same
             # read as BEGIN, PID 1's private socket ignores it until more bytes come: so wait for
-            # both reply lines before anything else is sent.
+            # both reply lines before anything else is sent. Read them byte by byte: on a private
+            # socket a signal can follow in the same moment, and it is the message reader's.
             hello = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n"
             await self._loop.sock_sendall(self._sock, hello)
             reply = b""
             while reply.count(b"\r\n") < 2:
-                part = await self._loop.sock_recv(self._sock, 4096)
-                if not part:
+                part = await self._loop.sock_recv(self._sock, 1)
+                if not part or len(reply) > MAX_GREETING:
                     raise ConnectionError("the bus hung up during authentication")
                 reply += part
             if b"\r\nOK " not in reply:
                 raise ConnectionError("the bus refused the authentication")
+
+        def send(self, message: Any) -> Any:
+            # Nobody awaits this future for a call: its exception would be logged as never seen.
+            sent = super().send(message)
+            sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return sent
 
     if base.__module__.startswith("dbus_next"):
         Bus._setup_socket = _setup_socket
@@ -134,7 +146,7 @@ def _setup_socket(bus: Any) -> None:
         bus._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             bus._sock.connect(name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             bus._sock.close()
             failure = error
             continue
@@ -157,6 +169,7 @@ class Connection:
         self._deadlines: set[asyncio.Timeout] = set()
         self._sink: Callable[[BusSignal | None], None] | None = None
         self._lost: str | None = None
+        self._manager: str | None = None
         bus.add_message_handler(self._on_message)
         self._watch = asyncio.create_task(self._watch_for_loss())
 
@@ -194,7 +207,7 @@ class Connection:
         signature: str = "",
         body: Sequence[Any] = (),
         *,
-        destination: str = "org.freedesktop.systemd1",
+        destination: str = SYSTEMD,
         deadline_s: float = CALL_TIMEOUT_S,
         interactive: bool = False,
     ) -> tuple[Any, ...]:
@@ -206,9 +219,11 @@ class Connection:
                 the time a person needs.
 
         Raises:
+            InvalidArgument: A string that D-Bus cannot carry; nothing was sent.
             RemoteError: The other side answered with an error.
             NoAnswer: No answer in time, or the connection ended.
         """
+        require_text(body)
         flags = self.library.message_flag.NO_AUTOSTART
         if interactive:
             flags |= self.library.message_flag.ALLOW_INTERACTIVE_AUTHORIZATION
@@ -248,7 +263,7 @@ class Connection:
         return reply
 
     def deliver_signals(self, sink: Callable[[BusSignal | None], None]) -> None:
-        """Hand every signal from now on to ``sink``, and None when the connection has ended.
+        """Hand the manager's signals from now on to ``sink``, and None when the connection ends.
 
         ``sink`` runs inside the library's read loop: it may only put the signal away.
         """
@@ -256,16 +271,31 @@ class Connection:
 
     def _on_message(self, message: Message) -> None:
         # A truthy return would swallow replies; an exception would only be logged.
-        if message.message_type != self.library.message_type.SIGNAL or self._sink is None:
+        if message.message_type == self.library.message_type.METHOD_RETURN:
+            self._note_manager(message.sender)
+        if message.message_type != self.library.message_type.SIGNAL:
             return
-        self._sink(
-            BusSignal(
-                path=message.path or "",
-                interface=message.interface or "",
-                member=message.member or "",
-                body=tuple(unwrap(value) for value in message.body),
+        if message.sender == BROKER:
+            if message.member == "NameOwnerChanged" and message.body[0] == SYSTEMD:
+                self._note_manager(message.body[2])
+        elif self._sink is not None and self._is_managers(message):
+            self._sink(
+                BusSignal(
+                    path=message.path or "",
+                    interface=message.interface or "",
+                    member=message.member or "",
+                    body=tuple(unwrap(value) for value in message.body),
+                )
             )
-        )
+
+    def _note_manager(self, sender: str | None) -> None:
+        """Whose signals count: who answers, who takes the name; unique names are for ever."""
+        if sender and sender.startswith(":"):
+            self._manager = sender
+
+    def _is_managers(self, message: Message) -> bool:
+        """Whether a signal is the manager's own; a private socket knows no unique names."""
+        return self._manager is None or message.sender == self._manager
 
     async def _watch_for_loss(self) -> None:
         try:
@@ -273,13 +303,16 @@ class Connection:
             reason = "the connection to the bus was closed"
         except Exception as error:
             reason = f"the connection to the bus ended: {error or type(error).__name__}"
-        self._lost = reason
+        self._end(reason)
+        if self._sink is not None:
+            self._sink(None)
+
+    def _end(self, reason: str) -> None:
+        self._lost = self._lost or reason
         now = asyncio.get_running_loop().time()
         for deadline in tuple(self._deadlines):
             with contextlib.suppress(RuntimeError):
                 deadline.reschedule(now)
-        if self._sink is not None:
-            self._sink(None)
 
     @property
     def lost(self) -> str | None:
@@ -291,6 +324,7 @@ class Connection:
         self._sink = None
         self._watch.cancel()
         await asyncio.gather(self._watch, return_exceptions=True)
+        self._end("the connection was closed")
         _release(self._bus)
 
 
@@ -298,14 +332,31 @@ def _release(bus: Any) -> None:
     """Close what the libraries leave open after a disconnect."""
     if bus is None:
         return
-    finalize = getattr(bus, "_finalize", None)
-    if finalize is not None and getattr(bus, "_fd", None) is not None:
+    # Once it is disconnected, its descriptor's number may be another connection's.
+    if getattr(bus, "_fd", None) is not None and not bus._disconnected:
         bus._user_disconnect = True
+        if bus.unique_name is None:
+            # Nobody waits for the answer to Hello any more.
+            bus._method_return_handlers.clear()
         with contextlib.suppress(Exception):
-            finalize(None)
+            bus._finalize(None)
     for name in ("_stream", "_sock"):
         with contextlib.suppress(Exception):
             getattr(bus, name).close()
+
+
+def require_text(values: Sequence[Any]) -> None:
+    """Refuse what no D-Bus string can hold: the broker hangs up on it.
+
+    Raises:
+        InvalidArgument: A string, at any depth, has a NUL or is not Unicode.
+    """
+    for value in values:
+        if isinstance(value, str):
+            if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+                raise InvalidArgument(f"{value[:40]!r} is no text that D-Bus can carry.")
+        elif isinstance(value, list | tuple):
+            require_text(value)
 
 
 def unwrap(value: Any) -> Any:

@@ -52,7 +52,15 @@ from sdtool.model.stop import (
     StopPolicy,
 )
 from sdtool.model.unit import Unit, UnitDetails
-from sdtool.sources.bus import BusSignal, Connection, NoAnswer, RemoteError, unwrap
+from sdtool.sources.bus import (
+    BROKER,
+    SYSTEMD,
+    BusSignal,
+    Connection,
+    NoAnswer,
+    RemoteError,
+    unwrap,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +71,8 @@ MANAGER = "org.freedesktop.systemd1.Manager"
 UNIT = "org.freedesktop.systemd1.Unit"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
+ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
+POLKIT = "polkit.service"
 
 UINT64_MAX = 2**64 - 1
 
@@ -118,8 +128,8 @@ def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
     if subject and subject not in sentence:
         sentence = f"{subject}: {sentence}"
     kind = ERRORS.get(name)
-    if kind is UnitMasked and subject and subject not in text:
-        # polkit itself is masked: the error names polkit.service, not the unit we asked about.
+    if kind is UnitMasked and POLKIT in text.split() and subject != POLKIT:
+        # polkit itself is masked: the error names its unit, not the one we asked about.
         kind = AccessDenied
     if kind is AccessDenied:
         return AccessDenied(
@@ -145,9 +155,11 @@ class Manager:
 
         Raises:
             NotBooted: This machine was not booted with systemd.
+            AccessDenied: The bus does not let us talk to the manager.
             Unavailable: Nobody answers within about 4 seconds.
         """
         failures: list[str] = []
+        denied: SdtoolError | None = None
         for transport, address in _addresses(scope):
             connection = None
             try:
@@ -157,13 +169,15 @@ class Manager:
             except (NoAnswer, RemoteError) as error:
                 log.debug("%s: %s", address, error)
                 failures.append(str(error))
+                if isinstance(error, RemoteError) and ERRORS.get(error.name) is AccessDenied:
+                    denied = translate_error(error.name, error.text, f"{scope} manager")
                 if connection is not None:
                     await connection.close()
             except BaseException:
                 if connection is not None:
                     await connection.close()
                 raise
-        raise _unreachable(scope, failures)
+        raise denied or _unreachable(scope, failures)
 
     async def __aenter__(self) -> Manager:
         return self
@@ -254,10 +268,14 @@ class Manager:
                 return
             values[name][member] = unwrap(value)
 
-        async with asyncio.TaskGroup() as group:
-            for name in units:
-                for interface, member in properties:
-                    group.create_task(read_one(name, interface, member))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in units:
+                    for interface, member in properties:
+                        group.create_task(read_one(name, interface, member))
+        except ExceptionGroup as failures:
+            # They share one reason, the connection's; a caller expects an error of ours.
+            raise failures.exceptions[0] from None
         return values
 
     async def unit_of_pid(self, pid: int) -> str | None:
@@ -290,24 +308,25 @@ class Manager:
         self._connection.deliver_signals(put_away)
         if self.info.transport == "bus":
             # The private socket has no broker to filter: everything arrives there.
-            sender = "type='signal',sender='org.freedesktop.systemd1'"
+            sender = f"type='signal',sender='{SYSTEMD}'"
             for rule in (
                 f"{sender},path_namespace='{MANAGER_PATH}/unit'",
                 f"{sender},interface='{MANAGER}'",
+                f"type='signal',sender='{BROKER}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
             ):
                 await self._add_match(rule)
-        await self._call("Subscribe")
+        try:
+            await self._call("Subscribe")
+        except BusError as error:
+            # The manager keeps one subscription for each connection, and it is ours already.
+            if error.name != ALREADY_SUBSCRIBED:
+                raise
         return queue
 
     async def _add_match(self, rule: str) -> None:
         try:
             await self._connection.call(
-                "/org/freedesktop/DBus",
-                "org.freedesktop.DBus",
-                "AddMatch",
-                "s",
-                [rule],
-                destination="org.freedesktop.DBus",
+                "/org/freedesktop/DBus", BROKER, "AddMatch", "s", [rule], destination=BROKER
             )
         except (RemoteError, NoAnswer) as error:
             raise Unavailable(f"The bus refused to send signals: {error}.") from error

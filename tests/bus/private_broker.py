@@ -30,9 +30,12 @@ class Broker:
         path, configuration = directory / "bus", directory / "bus.conf"
         configuration.write_text(CONFIGURATION.format(path=path))
         command = ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--nopidfile"]
-        self._daemon = subprocess.Popen([*command, "--print-address"], stdout=subprocess.PIPE)
+        self._daemon = subprocess.Popen(
+            [*command, "--print-address"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert self._daemon.stdout is not None
-        assert self._daemon.stdout.readline().startswith(b"unix:")
+        with self._daemon.stdout as ready:
+            assert ready.readline().startswith(b"unix:")
         self.address = f"unix:path={path}"
 
     def freeze(self) -> None:
@@ -42,4 +45,4 @@ class Broker:
     def kill(self) -> None:
         """End it at once; safe to call twice."""
         self._daemon.kill()
-        self._daemon.communicate()
+        self._daemon.wait()

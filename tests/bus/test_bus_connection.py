@@ -121,18 +121,21 @@ async def test_connect_takes_an_abstract_socket(runtime: Path, fake: FakeSystemd
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_unix_connection(runtime / "bus")
-        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+        passed = asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+        passing.append(passed)
+        await passed
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while part := await reader.read(4096):
             writer.write(part)
         writer.close()
 
+    passing: list[asyncio.Future[Any]] = []
     name = str(runtime).strip("/").replace("/", "-")
     async with await asyncio.start_unix_server(pass_on, f"\0{name}"):
-        address = f"unix:abstract={name}"
-        async with connected(address) as connection:
+        async with connected(f"unix:abstract={name}") as connection:
             assert "252.4-fake" == await read_version(connection)
+        await passing[0]
 
 
 async def test_call_that_is_never_answered_ends_at_its_deadline(fake, broker) -> None:
@@ -221,10 +224,9 @@ async def test_connections_leave_no_descriptor_behind(fake, broker, runtime: Pat
         with pytest.raises(NoAnswer):
             await read_version(connection)
         await connection.close()
-    fake.hang_up()
     gc.collect()
-    # The broker's pipe and the fake's own connection are gone too.
-    assert count_descriptors() <= before
+    # One less where the fake has noticed the end of its own connection.
+    assert count_descriptors() in (before, before - 1)
 
 
 async def test_close_after_loss_leaves_the_next_connection_alone(runtime: Path) -> None:

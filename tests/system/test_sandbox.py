@@ -53,7 +53,7 @@ print("stopped", flush=True)
 def read(file: Path) -> str:
     """Read a file of /proc, "" when its process is gone."""
     try:
-        return file.read_text()
+        return file.read_text(errors="replace")
     except OSError:
         return ""
 
@@ -74,7 +74,7 @@ def traces(name: str, *, zombies: bool = False) -> list[str]:
         mentions = name in read(process / "cgroup") + read(process / "mountinfo")
         if mentions and (zombies or is_alive(int(process.name))):
             found.append(read(process / "stat"))
-    if name in Path("/proc/net/unix").read_text():
+    if name in read(Path("/proc/net/unix")):
         found.append("/proc/net/unix")
     return found
 
