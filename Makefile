@@ -49,7 +49,7 @@ test: packages $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
 
 bench: packages $(VENV)/.dev
-	$(VENV)/bin/python tests/bench/start_up.py
+	$(VENV)/bin/python tests/bench/commands.py
 
 pictures: packages $(VENV)/.dev
 	$(VENV)/bin/python docs/pictures.py

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation.guess(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        # nohup(1) has it ignored: so it stays.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     try:
         status = build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False)
         sys.stdout.flush()

@@ -6,14 +6,14 @@ import typer
 
 from sdtool.cli.invocation import Invocation
 from sdtool.errors import SdtoolError
-from sdtool.host import ListFilter
-from sdtool.model.scope import Scope
 
 
 def complete_units(ctx: typer.Context, incomplete: str) -> list[str]:
     """The loaded units that begin so; none where no manager can be asked."""
-    user = bool(ctx.params.get("scope"))
-    invocation = Invocation(scope=Scope.USER if user else Scope.SYSTEM)
+    # Loaded here and not above: every command's parser refers to this function.
+    from sdtool.host import ListFilter
+
+    invocation = ctx.find_object(Invocation) or Invocation()
     filters = ListFilter(everything=True)
     try:
         units = invocation.ask(lambda host: host.list([f"{incomplete}*"], filters))

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
-from sdtool.cli.units import complete_units
 from sdtool.errors import InvalidArgument
 from sdtool.model.sockets import PortSpec, PortVerdict
 

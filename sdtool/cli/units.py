@@ -7,19 +7,13 @@ from typing import Annotated
 
 import typer
 
+from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
 from sdtool.errors import InvalidArgument
 from sdtool.model.answer import Answer
 
 MAX_PID = 2**22
 """PID_MAX_LIMIT of 64-bit kernels."""
-
-
-def complete_units(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Complete a unit name; loads the host only when completing."""
-    from sdtool.cli import completion
-
-    return completion.complete_units(ctx, incomplete)
 
 
 Units = Annotated[

@@ -23,7 +23,6 @@ from sdtool.model.manager import ConnectionLost, ManagerSignal
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
-from sdtool.sources.pidfds import raise_descriptor_limit
 from sdtool.sources.systemd import Manager
 
 RESCAN_S = 0.020
@@ -59,7 +58,6 @@ async def stop_units(
     """Stop the units and report on each; a unit that cannot be stopped is an error."""
     if not names:
         return Answer()
-    raise_descriptor_limit()
     manager = await session.manager()
     watches: list[StopWatch] = []
     errors: list[SdtoolError] = []

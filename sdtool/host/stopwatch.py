@@ -29,7 +29,11 @@ from sdtool.model.stop import (
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups, processes, sockets
 from sdtool.sources.cgroups import CgroupMount, CgroupObserver
-from sdtool.sources.pidfds import PidfdObserver, probe_exit_info
+from sdtool.sources.pidfds import (
+    PidfdObserver,
+    make_room_for_descriptors,
+    probe_exit_info,
+)
 from sdtool.sources.sockets import SocketObserver
 from sdtool.sources.systemd import Manager
 
@@ -355,6 +359,8 @@ class StopWatch:
         if self._group is None:
             return False
         new = cgroups.read_pids(self._mount, self._group) - self._known_pids
+        if self._pidfds is not None and new:
+            make_room_for_descriptors(len(new))
         for pid in sorted(new):
             facts = processes.read_masked(pid)
             if facts is not None:

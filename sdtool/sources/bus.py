@@ -126,8 +126,13 @@ def _bus_class(base: Any) -> Any:
                 raise ConnectionError("the bus refused the authentication")
 
         def send(self, message: Any) -> Any:
-            # Nobody awaits this future for a call: its exception would be logged as never seen.
-            sent = super().send(message)
+            try:
+                sent = super().send(message)
+            except OSError:
+                # dbus-fast: the write has failed, all who wait were told, and then the dead
+                # descriptor was to be watched; that second failure is nobody's business.
+                sent = self._writer.fut
+            # For a call nobody awaits this future: its exception would be logged as never seen.
             sent.add_done_callback(lambda done: done.cancelled() or done.exception())
             return sent
 
@@ -193,7 +198,7 @@ class Connection:
             # The libraries let any exception through: OSError, EOFError, AuthError, even
             # AttributeError when the address is strange. For us all mean the same.
             _release(bus)
-            raise NoAnswer(f"{address}: {error or type(error).__name__}") from error
+            raise NoAnswer(f"{address}: {_reason(error)}") from error
         except BaseException:
             _release(bus)
             raise
@@ -255,7 +260,9 @@ class Connection:
         except TimeoutError as error:
             raise NoAnswer(self._lost or f"{message.member} was not answered") from error
         except Exception as error:
-            raise NoAnswer(self._lost or f"the connection ended: {error}") from error
+            raise NoAnswer(
+                self._lost or f"the connection to the bus ended: {_reason(error)}"
+            ) from error
         finally:
             self._deadlines.discard(deadline)
         if reply is None:
@@ -302,7 +309,7 @@ class Connection:
             await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
             reason = "the connection to the bus was closed"
         except Exception as error:
-            reason = f"the connection to the bus ended: {error or type(error).__name__}"
+            reason = f"the connection to the bus ended: {_reason(error)}"
         self._end(reason)
         if self._sink is not None:
             self._sink(None)
@@ -326,6 +333,13 @@ class Connection:
         await asyncio.gather(self._watch, return_exceptions=True)
         self._end("the connection was closed")
         _release(self._bus)
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says; the libraries' end of file says nothing."""
+    if isinstance(error, EOFError):
+        return "it hung up"
+    return str(error) or type(error).__name__
 
 
 def _release(bus: Any) -> None:

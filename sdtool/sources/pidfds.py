@@ -28,6 +28,8 @@ PIDFD_GET_INFO = (3 << 30) | (INFO.size << 16) | (0xFF << 8) | 11
 REAP_WAIT_US = 30_000
 """How long an exit is kept back for its wait status, which only the reaping makes readable."""
 
+SPARE_DESCRIPTORS = 64
+
 NO_EXIT_INFO = "the kernel gives wait statuses to the parent only (needs Linux 6.15)"
 
 
@@ -61,9 +63,8 @@ def probe_exit_info() -> tuple[bool, str]:
 
     Asked of a process of our own, because the version number does not tell on patched kernels.
     """
-    child = os.fork()
-    if child == 0:
-        os._exit(3)
+    # Not fork(2): the caller may have threads, a live view for one.
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
     pidfd = os.pidfd_open(child)
     try:
         os.waitpid(child, 0)
@@ -77,10 +78,16 @@ def probe_exit_info() -> tuple[bool, str]:
     return False, NO_EXIT_INFO
 
 
-def raise_descriptor_limit() -> None:
-    """Lift the soft limit of open files to the hard one: a unit may have 1,000 processes."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def make_room_for_descriptors(count: int) -> None:
+    """Lift the soft limit of open files, up to the hard one, where ``count`` more would not fit.
+
+    A unit may have 1,000 processes, and the usual soft limit is 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + count + SPARE_DESCRIPTORS
+    if wanted > soft:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class PidfdObserver:

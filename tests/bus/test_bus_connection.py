@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_systemd import MANAGER, PROPERTIES, ROOT, WELCOME, FakeSystemd, Wire, signal
+from fake_systemd import MANAGER, PROPERTIES, ROOT, WELCOME, FakeSystemd, Wire
 from private_broker import Broker
 
-from sdtool.errors import InvalidArgument, Unavailable
+from sdtool.errors import InvalidArgument
 from sdtool.sources.bus import BusSignal, Connection, NoAnswer, RemoteError, load_library
 
 # ruff: noqa: SIM300 (the house writes expected == actual)
