@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from sdtool.host import StopOptions
-    from sdtool.host.stopwatch import OnEvents
+    from sdtool.host.eventlog import OnEvents
 
 
 def stop_command(

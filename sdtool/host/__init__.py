@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
+from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
-from sdtool.host.stopwatch import OnEvents
 from sdtool.host.units import ListFilter, explain_pid, list_units, resolve, trace_unit
 from sdtool.model.answer import Answer, collect
 from sdtool.model.facility import Facility

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from sdtool.analysis import phases, protection, timeline
 from sdtool.errors import DeadlineExceeded, SdtoolError, Unavailable
+from sdtool.host.eventlog import OnEvents, now_us
 from sdtool.host.session import Session
-from sdtool.host.stopwatch import OnEvents, StopWatch
+from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ConnectionLost, ManagerSignal
 from sdtool.model.stop import INFINITY, StopReport
@@ -201,9 +201,8 @@ async def _carry_signals(
 async def _carry_time(watches: Sequence[StopWatch]) -> None:
     """The tick: new processes, and events whose hold-back is over."""
     while True:
-        now = time.monotonic_ns() // 1000
         for watch in watches:
-            watch.on_tick(now)
+            watch.on_tick(now_us())
         await asyncio.sleep(RESCAN_S)
 
 

@@ -180,7 +180,12 @@ class ObserverState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortChange:
-    """A listening port of the unit; ``at_us`` is when it was free, None while it is not."""
+    """A listening port of the unit.
+
+    Attributes:
+        at_us: When it was free, by the kernel's notification; None while it is taken, or when
+            no notification came (it is free all the same when it stands among the released).
+    """
 
     protocol: str
     address: str

@@ -21,8 +21,6 @@ from private_broker import Broker
 
 from sdtool.sources import systemd
 
-# ruff: noqa: SIM300 (the house writes expected == actual)
-
 TOO_LONG_S = 25
 
 UNPRIVILEGED = """\

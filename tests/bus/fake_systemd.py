@@ -229,13 +229,19 @@ class FakeSystemd:
         """How often each member was called."""
         return Counter(call.member for call in self.calls)
 
+    def wait_for(self, member: str) -> None:
+        """Wait until a member was called."""
+        assert self._called[member].wait(PATIENCE_S)
+
     async def called(self, member: str) -> None:
         """Wait until a member was called."""
-        assert await asyncio.to_thread(self._called[member].wait, PATIENCE_S)
+        await asyncio.to_thread(self.wait_for, member)
 
     def emit(self, *messages: Message, count: int = 1) -> None:
         """Send signals, from now on in the order of these calls."""
-        self._do(lambda: [w.repeat(m, count) for w in self._wires for m in messages])
+        self._loop.call_soon_threadsafe(
+            lambda: [wire.repeat(message, count) for wire in self._wires for message in messages]
+        )
 
     def rejoin(self) -> None:
         """Drop every connection and come back to the broker, as daemon-reexec does."""
@@ -255,9 +261,6 @@ class FakeSystemd:
         return signal(ROOT, MANAGER, "JobRemoved", "uoss", 1, job, unit, result)
 
     # Its life --------------------------------------------------------------------------------
-
-    def _do(self, action: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(action)
 
     async def _live(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()

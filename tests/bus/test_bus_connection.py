@@ -21,8 +21,6 @@ from private_broker import Broker
 from sdtool.errors import InvalidArgument
 from sdtool.sources.bus import BusSignal, Connection, NoAnswer, RemoteError, load_library
 
-# ruff: noqa: SIM300 (the house writes expected == actual)
-
 SOON_S = 5.0
 LONG_S = 20.0
 VERSION = (ROOT, PROPERTIES, "Get", "ss", [MANAGER, "Version"])

@@ -15,7 +15,6 @@ import pytest
 
 from sdtool.sandbox import PrivateManager, units_directory
 
-# ruff: noqa: SIM300 (the house writes expected == actual)
 
 Client = Callable[..., CompletedProcess[str]]
 

@@ -1,0 +1,60 @@
+"""The events of one stop: kept in the order they came, handed on in the order they happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sdtool.analysis import timeline
+from sdtool.model.stop import Event, EventKind, EventSource
+
+HOLD_BACK_US = 50_000
+"""Events are handed on this late, so that those of slower sources can be sorted in."""
+
+OnEvents = Callable[[tuple[Event, ...]], None]
+
+
+def now_us() -> int:
+    """CLOCK_MONOTONIC in microseconds."""
+    return time.monotonic_ns() // 1000
+
+
+class EventLog:
+    """What was observed of one unit, with the times it happened."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._events: list[Event] = []
+        self._held: list[Event] = []
+        self.on_events: OnEvents = lambda _: None
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All of them, in the order they came."""
+        return tuple(self._events)
+
+    def of_kind(self, kind: EventKind) -> list[Event]:
+        """Those of one kind."""
+        return [event for event in self._events if event.kind is kind]
+
+    def add(self, *events: Event) -> None:
+        """Take events as an observer made them."""
+        self._events.extend(events)
+        self._held.extend(events)
+
+    def note(
+        self, kind: EventKind, source: EventSource, *, at_us: int | None = None, **fields: Any
+    ) -> Event:
+        """Make an event of this unit and take it; now, unless it has a time of its own."""
+        at_us = now_us() if at_us is None else at_us
+        event = Event(unit=self._unit, at_us=at_us, kind=kind, source=source, **fields)
+        self.add(event)
+        return event
+
+    def hand_on(self, until_us: int) -> None:
+        """Hand on what happened until then, sorted."""
+        ready = [event for event in self._held if event.at_us <= until_us]
+        self._held = [event for event in self._held if event.at_us > until_us]
+        if ready:
+            self.on_events(timeline.sort_events(ready))

@@ -1,0 +1,189 @@
+"""The command line against the fake manager: exit statuses, the envelope, and how fast it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from fake_systemd import NAME, FakeSystemd
+from private_broker import Broker
+
+from sdtool.errors import Exit
+
+Run = Callable[..., CompletedProcess[str]]
+
+QUICK_S = 5.0
+
+
+def envelope(ran: CompletedProcess[str]) -> dict[str, Any]:
+    """The document that a command printed, which must say the command's own exit status."""
+    document = json.loads(ran.stdout)
+    assert ["sdtool", "command", "exit", "data", "errors"] == list(document)
+    assert ("", document["exit"]) == (ran.stderr, ran.returncode)
+    return dict(document)
+
+
+def codes(document: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """The errors of an envelope, as (code, subject)."""
+    return [(error["code"], error["subject"]) for error in document["errors"]]
+
+
+def test_list_prints_the_units(fake: FakeSystemd, sdtool: Run) -> None:
+    """Inactive ones only when asked for."""
+    fake.add("a.service", "b.service")
+    fake.add("idle.service", active_state="inactive", sub_state="dead")
+    few, every = envelope(sdtool("list", "--json")), envelope(sdtool("list", "--all", "--json"))
+    assert (Exit.OK, []) == (few["exit"], few["errors"])
+    assert ["a.service", "b.service"] == [unit["name"] for unit in few["data"]]
+    assert "idle.service" == every["data"][-1]["name"]
+
+
+def test_list_as_text_is_clean(fake: FakeSystemd, sdtool: Run) -> None:
+    """No control character of a description reaches the terminal, and stderr stays empty."""
+    fake.add(r"odd\x2dname.service", description="\x1b[31mred\a")
+    ran = sdtool("list", "--user")
+    assert (Exit.OK, "", True) == (ran.returncode, ran.stderr, r"odd\x2dname" in ran.stdout)
+    assert not set("\x1b\a") & set(ran.stdout)
+
+
+def test_list_of_nothing_that_matches_exits_5(fake: FakeSystemd, sdtool: Run) -> None:
+    """For every verb."""
+    fake.add("a.service")
+    document = envelope(sdtool("list", "b*", "--json"))
+    assert (Exit.NO_SUCH_UNIT, [("NoSuchUnit", "b*")]) == (document["exit"], codes(document))
+
+
+def test_trace_prints_what_it_found_beside_the_error(fake: FakeSystemd, sdtool: Run) -> None:
+    """One of two units is unknown: data, error and exit 5."""
+    fake.add("a.service")
+    document = envelope(sdtool("trace", "a", "absent", "--json"))
+    assert ["a.service"] == [trace["unit"] for trace in document["data"]]
+    assert [("NoSuchUnit", "absent.service")] == codes(document)
+    assert Exit.NO_SUCH_UNIT == document["exit"]
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [("plain", Exit.OK), ("early", Exit.OK), ("fails", Exit.BAD), ("canceled", Exit.BAD)],
+)
+def test_stop_exits_as_it_went(fake: FakeSystemd, sdtool: Run, style: str, expected: Exit) -> None:
+    """0 when clean, 1 when the answer is a bad one."""
+    fake.add("a.service", stop=style)
+    document = envelope(sdtool("stop", "a", "--json"))
+    assert (expected, []) == (document["exit"], document["errors"])
+    assert ["a.service"] == [report["unit"] for report in document["data"]]
+
+
+def test_stop_past_its_deadline_exits_75(fake: FakeSystemd, sdtool: Run) -> None:
+    """With a word on how to follow the job."""
+    fake.add("a.service", stop="hangs")
+    ran = sdtool("stop", "a", "--deadline", "0.2")
+    assert Exit.DEADLINE == ran.returncode
+    assert "sdtool: a.service is still stopping" in ran.stderr
+    assert "list-jobs" in ran.stderr
+
+
+def test_stop_that_is_denied_exits_4(fake: FakeSystemd, sdtool: Run) -> None:
+    """The hint names polkit's action."""
+    fake.add("a.service")
+    name = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+    fake.errors["StopUnit"] = (name, "Interactive authentication required.")
+    document = envelope(sdtool("stop", "a", "--json"))
+    assert (Exit.DENIED, [("AccessDenied", "a.service")]) == (document["exit"], codes(document))
+    assert "manage-units" in document["errors"][0]["hint"]
+
+
+def test_stop_of_a_masked_unit_exits_6(fake: FakeSystemd, sdtool: Run) -> None:
+    """The manager's own words follow the program's name."""
+    fake.add("a.service")
+    fake.errors["StopUnit"] = (f"{NAME}.UnitMasked", "Unit a.service is masked.")
+    ran = sdtool("stop", "a")
+    assert Exit.NOT_CONFIGURED == ran.returncode
+    assert "sdtool: Unit a.service is masked.\n" in ran.stderr
+
+
+def test_stop_whose_bus_dies_exits_69(fake: FakeSystemd, broker: Broker) -> None:
+    """Promptly, in one sentence, with no traceback and no noise of a library."""
+    fake.add("a.service", stop="hangs")
+    command = [sys.executable, "-W", "error", "-m", "sdtool", "stop", "a", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            fake.wait_for("StopUnit")
+            broker.kill()
+            stdout, stderr = child.communicate(timeout=QUICK_S)
+        finally:
+            child.kill()
+    document = json.loads(stdout)
+    assert (b"", Exit.UNAVAILABLE) == (stderr, child.returncode)
+    assert [("Unavailable", "a.service")] == codes(document)
+
+
+@pytest.mark.parametrize("command", ["list", "trace x", "stop x"])
+@pytest.mark.parametrize("scope", ["--system", "--user"])
+def test_command_without_any_bus_exits_69(sdtool: Run, command: str, scope: str) -> None:
+    """Soon, for both managers."""
+    began = time.monotonic()
+    document = envelope(sdtool(*command.split(), scope, "--json", unprivileged=True))
+    assert time.monotonic() - began < QUICK_S
+    assert Exit.UNAVAILABLE == document["exit"]
+    assert {("Unavailable", None), ("NotBooted", None)} >= set(codes(document))
+
+
+def test_command_with_a_deaf_bus_exits_69(
+    runtime: Path, sdtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens, and never accepts."""
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(runtime / "deaf"))
+        deaf.listen(1)
+        monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime}/deaf")
+        began = time.monotonic()
+        ran = sdtool("list", "--user")
+    assert time.monotonic() - began < QUICK_S
+    assert (Exit.UNAVAILABLE, "") == (ran.returncode, ran.stdout)
+    assert ran.stderr.startswith("sdtool: No user manager can be reached: ")
+
+
+def test_doctor_without_a_bus_is_an_answer(sdtool: Run) -> None:
+    """It never fails for what is missing; exit 1 says that the answer is bad."""
+    document = envelope(sdtool("doctor", "--user", "--json"))
+    bus = next(row for row in document["data"] if row["facility"] == "bus")
+    assert (Exit.BAD, [], False) == (document["exit"], document["errors"], bus["available"])
+
+
+def test_doctor_names_the_library_and_the_way(
+    fake: FakeSystemd, sdtool: Run, library: str
+) -> None:
+    """And the manager behind it."""
+    rows = {row["facility"]: row for row in envelope(sdtool("doctor", "--json"))["data"]}
+    assert f"over the bus, with dbus-{library}" == rows["bus"]["reason"]
+    assert "systemd 252.4-fake" in rows["manager"]["reason"]
+
+
+def test_doctor_says_why_it_is_not_the_bus(private: FakeSystemd, sdtool: Run) -> None:
+    """The private socket stands in, and says for whom."""
+    rows = {row["facility"]: row for row in envelope(sdtool("doctor", "--user", "--json"))["data"]}
+    assert (True, True) == (
+        rows["bus"]["available"],
+        rows["bus"]["reason"].startswith("over its private socket: unix:path="),
+    )
+
+
+def test_unknown_library_exits_2(
+    fake: FakeSystemd, sdtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip of the pen in SDTOOL_DBUS is a usage error."""
+    monkeypatch.setenv("SDTOOL_DBUS", "bad")
+    ran = sdtool("list")
+    assert (Exit.USAGE, "sdtool: SDTOOL_DBUS=bad is neither next nor fast.\n") == (
+        ran.returncode,
+        ran.stderr,
+    )
