@@ -17,7 +17,7 @@ from sdtool.analysis.ownership import (
 )
 from sdtool.analysis.signals import predict
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
-from sdtool.model.sockets import Socket, SocketFacts, SocketUnit
+from sdtool.model.sockets import Socket, SocketFacts, SocketUnit, Via
 from sdtool.model.unit import CgroupOwner, ListedUnit, ManagerRoots, Unit, UnitDetails
 
 DEFAULT_KILL_SIGNAL = "SIGTERM"
@@ -48,13 +48,14 @@ def _in_tree_order(facts: Sequence[ProcessFacts]) -> list[ProcessFacts]:
     for process in sorted(facts, key=lambda p: p.id.pid):
         parent = process.ppid if process.ppid in pids else 0
         children.setdefault(parent, []).append(process)
-    ordered: list[ProcessFacts] = []
+    ordered: dict[int, ProcessFacts] = {}
     waiting = children.get(0, [])[::-1]
     while waiting:
         process = waiting.pop()
-        ordered.append(process)
+        ordered[process.id.pid] = process
         waiting.extend(children.get(process.id.pid, [])[::-1])
-    return ordered
+    # Parents that changed while they were read can make a circle: nobody is left out for that.
+    return [*ordered.values(), *(p for p in facts if p.id.pid not in ordered)]
 
 
 def _build_process(facts: ProcessFacts, role: Role, signal: str, parent_in_unit: bool) -> Process:
@@ -100,7 +101,7 @@ def list_units(
     groups = _control_groups(cgroups.values(), roots)
     # Who holds them is not asked: a list reads no descriptors.
     joined = join(listeners, cgroups, None, socket_units, roots)
-    ports = _ports_by_unit(joined)
+    ports = _ports_by_unit(joined, roots)
     return tuple(
         _list_unit(unit, processes[unit.name], ports.get(unit.name, ()), groups.get(unit.name))
         for unit in units
@@ -153,12 +154,16 @@ def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[str, str]
     return groups
 
 
-def _ports_by_unit(sockets: Iterable[Socket]) -> dict[str, tuple[str, ...]]:
+def _ports_by_unit(sockets: Iterable[Socket], roots: ManagerRoots) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[tuple[int, str]]] = {}
     for socket in sockets:
         for owner in socket_owners(socket):
-            if owner.unit is not None and socket.port is not None:
-                found.setdefault(owner.unit, set()).add((socket.port, socket.protocol))
+            unit = owner.unit
+            if owner.via is not Via.SOCKET_UNIT and socket.creator is not None:
+                # A user manager's unit may have the name of one of the system's.
+                unit = _asked_unit(read_path(socket.creator.control_group, roots), roots)
+            if unit is not None and socket.port is not None:
+                found.setdefault(unit, set()).add((socket.port, socket.protocol))
     return {
         unit: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
         for unit, rows in found.items()

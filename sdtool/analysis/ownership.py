@@ -41,8 +41,8 @@ CONTAINER_SCOPES = (
     ("podman", re.compile(r"libpod-([0-9a-f]{64})\.scope")),
     ("crio", re.compile(r"crio-([0-9a-f]{64})\.scope")),
     ("containerd", re.compile(r"cri-containerd-([0-9a-f]{64})\.scope")),
-    ("nspawn", re.compile(r"systemd-nspawn@(.+)\.service")),
-    ("nspawn", re.compile(r"machine-(.+)\.scope")),
+    ("nspawn", re.compile(r"systemd-nspawn@([^/]+)\.service")),
+    ("nspawn", re.compile(r"machine-([^/]+)\.scope")),
     ("docker", re.compile(r"docker/([0-9a-f]{64})")),
 )
 POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f_-]{27})(?:\.slice)?(?:/|$)")

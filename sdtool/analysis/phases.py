@@ -64,8 +64,8 @@ def after_limit(policy: StopPolicy, sub_state: str) -> str:
     if is_kill_phase(sub_state):
         return "giving up"
     mode = policy.timeout_stop_failure_mode
-    signals = {"abort": policy.watchdog_signal, "kill": policy.final_kill_signal}
-    return signals.get(mode, policy.kill_signal)
+    final = policy.final_kill_signal if policy.send_sigkill else "giving up"
+    return {"abort": policy.watchdog_signal, "kill": final}.get(mode, policy.kill_signal)
 
 
 def worst_case(policy: StopPolicy) -> Limit:

@@ -37,7 +37,10 @@ TIMER_LEAD_US = 50_000
 SIGNAL_LEAD_US = 10_000
 """The manager stamps a phase after it has sent its signals: measured up to 4.4 ms later."""
 
-FAILED_JOBS = frozenset({"canceled", "timeout", "failed", "dependency", "skipped", "invalid"})
+FAILED_JOBS = frozenset(
+    {"canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert"}
+    | {"unsupported", "collected", "once", "frozen", "concurrency"}
+)
 
 
 def build(record: StopRecord) -> StopReport:
@@ -118,12 +121,15 @@ def infer_phase(
 def _infer_timeout(last: Event, state: Event) -> Event | None:
     """A phase that lasted as long as its limit was ended by it."""
     limit = last.limit_us
-    if not isinstance(limit, int) or state.at_us - last.at_us < limit - TIMER_LEAD_US:
+    if not isinstance(limit, int):
+        return None
+    earliest_us = last.at_us + limit - min(TIMER_LEAD_US, limit // 2)
+    if state.at_us < earliest_us:
         return None
     return Event(
         unit=state.unit,
         at_us=state.at_us,
-        at_min_us=last.at_us + limit - TIMER_LEAD_US,
+        at_min_us=earliest_us,
         at_max_us=state.at_us,
         kind=EventKind.TIMEOUT,
         source=EventSource.DBUS,
@@ -211,7 +217,8 @@ def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
             exits[process.pid].at_us,
         )
         for process in record.processes
-        if process.pid in exits
+        if process.role is not Role.MAIN
+        and process.pid in exits
         and process.pid not in sent_already
         and exits[process.pid].at_us >= main_exit
         and _ended_by(_status(process.pid, record.events), policy.final_kill_signal)
@@ -300,10 +307,15 @@ def _killed_by_manager(
         how = "ended by" if status is not None else "gone right after"
         return True, f"{how} {final}, which the manager had sent"
     if status is None:
-        return _unread_status(record, policy)
-    if record.result == "timeout":
+        return _unread_status(process, record, policy)
+    if record.result == "timeout" and _may_kill(policy, process):
         return True, f"ended by {final}; Result=timeout says that the manager had sent it"
     return False, f"ended by {final}, but the manager was in no phase that sends it"
+
+
+def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
+    """Whether the final signal can go to this process at all, by SendSIGKILL= and KillMode=."""
+    return policy.send_sigkill and process.role in roles_signalled(policy, "stop-sigkill")
 
 
 def _kill_before(
@@ -319,12 +331,16 @@ def _kill_before(
     return None
 
 
-def _unread_status(record: StopRecord, policy: StopPolicy) -> tuple[bool | None, str]:
+def _unread_status(
+    process: WatchedProcess, record: StopRecord, policy: StopPolicy
+) -> tuple[bool | None, str]:
     unseen = "its wait status could not be read"
     phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
-    if record.result == "timeout" or _kills_rest(policy) or any(map(is_kill_phase, phases)):
-        return None, f"{unseen}, and the manager did send {policy.final_kill_signal}"
-    return False, f"{unseen}, but the manager sent no {policy.final_kill_signal}"
+    rest_killed = _kills_rest(policy) and process.role is not Role.MAIN
+    kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
+    if rest_killed or (kill_sent and _may_kill(policy, process)):
+        return None, f"{unseen}, and the manager may have sent it {policy.final_kill_signal}"
+    return False, f"{unseen}, but the manager sent it no {policy.final_kill_signal}"
 
 
 def _plain_end(status: ExitStatus | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -58,6 +57,8 @@ class Invocation:
         Raises:
             Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is torn down by then.
         """
+        import asyncio
+
         from sdtool.host import Host
 
         async def answer() -> T:

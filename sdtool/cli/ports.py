@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -58,7 +59,7 @@ def parse_port(text: str) -> PortSpec:
         InvalidArgument: It is no port, or another protocol.
     """
     number, slash, protocol = text.partition("/")
-    if not number.isascii() or not number.isdigit() or not 0 < int(number) < 65536:
+    if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) < 65536:
         raise InvalidArgument(f"{text} is no port (1 to 65535).", subject=text)
     if slash and protocol not in PROTOCOLS:
         raise InvalidArgument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
@@ -110,6 +111,6 @@ def pid_command(
 
 
 def _parse_pid(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= MAX_PID:
+    if not re.fullmatch("[0-9]{1,7}", text) or not 0 < int(text) <= MAX_PID:
         raise InvalidArgument(f"{text} is no process id (1 to {MAX_PID}).", subject=text)
     return int(text)

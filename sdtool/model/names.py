@@ -24,9 +24,10 @@ def unit_name(text: str) -> str:
     if not text or len(text) > 255 or any(char in text for char in "\0\n"):
         raise InvalidArgument(f"{text[:40]!r} is no unit name.", subject=text[:255] or None)
     if text.startswith("/"):
-        kind = "device" if text.startswith("/dev/") else "mount"
+        kind = "device" if text.startswith(("/dev/", "/sys/")) else "mount"
         return f"{_escape_path(text)}.{kind}"
-    if text.rpartition(".")[2] in UNIT_TYPES:
+    prefix, _, kind = text.rpartition(".")
+    if prefix and kind in UNIT_TYPES:
         return _escape(text)
     return f"{_escape(text)}.service"
 
@@ -37,7 +38,7 @@ def is_glob(text: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9:_.\\@*?\[\]!-]", _hex, text)
+    return re.sub(r"[^A-Za-z0-9:_.\\@*?\[\]!-]", _hex, text.replace("/", "-"))
 
 
 def _escape_path(path: str) -> str:
@@ -49,14 +50,14 @@ def _escape_path(path: str) -> str:
 
 
 def _hex(match: re.Match[str]) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in match[0].encode())
+    return "".join(f"\\x{byte:02x}" for byte in match[0].encode(errors="surrogateescape"))
 
 
 def unit_path(name: str) -> str:
     """The object path of a loaded unit (sd_bus_path_encode(3))."""
     encoded = "".join(
         char if char.isascii() and char.isalnum() and not (index == 0 and char.isdigit())
-        else "".join(f"_{byte:02x}" for byte in char.encode())
+        else "".join(f"_{byte:02x}" for byte in char.encode(errors="surrogateescape"))
         for index, char in enumerate(name)
     )  # fmt: skip
     return f"/org/freedesktop/systemd1/unit/{encoded or '_'}"

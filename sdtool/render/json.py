@@ -68,7 +68,7 @@ def _error(error: SdtoolError) -> dict[str, Any]:
         "code": error.code,
         "subject": None if error.subject is None else encodable(error.subject),
         "message": encodable(str(error)),
-        "hint": error.hint,
+        "hint": None if error.hint is None else encodable(error.hint),
     }
 
 

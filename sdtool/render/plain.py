@@ -8,13 +8,13 @@ from sdtool.model.sockets import Socket
 from sdtool.model.stop import INFINITY, ExitSignal, ExitStatus, Limit
 
 # C0 and C1 controls, the line and paragraph separators, and what can reorder a line (bidi).
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: str) -> str:
     r"""A string of another process, safe for a terminal: controls as \x1b, bad bytes as \xff."""
-    escaped = UNSAFE.sub(_escape, text)
-    return encodable(escaped)
+    # In this order: two bad bytes side by side can make up one control character.
+    return UNSAFE.sub(_escape, encodable(text))
 
 
 def encodable(text: str) -> str:

@@ -61,8 +61,8 @@ def read_mount() -> CgroupMount:
     Raises:
         Unavailable: No cgroup hierarchy that systemd could use is mounted.
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mount = parse_mountinfo(file.read())
+    with open("/proc/self/mountinfo", "rb") as file:
+        mount = parse_mountinfo(os.fsdecode(file.read()))
     if mount is None:
         raise Unavailable(
             "No cgroup hierarchy of systemd's is mounted.",
@@ -74,20 +74,23 @@ def read_mount() -> CgroupMount:
 def parse_mountinfo(text: str) -> CgroupMount | None:
     """The hierarchy that systemd uses among the lines of /proc/PID/mountinfo (proc(5))."""
     unified: list[str] = []
+    parts: list[str] = []
     named: list[str] = []
     v1 = False
-    for line in text.splitlines():
+    # Not splitlines: a mount point may hold any character but space, tab, newline, backslash.
+    for line in text.split("\n"):
         before, _, after = line.partition(" - ")
         fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
         if kind == "cgroup2":
-            unified.append(_unescape(fields[4]))
+            (unified if fields[3] == "/" else parts).append(_unescape(fields[4]))
         elif kind == "cgroup":
             v1 = True
             if "name=systemd" in options.split(" ")[-1].split(","):
                 named.append(_unescape(fields[4]))
-    if unified:
-        # The last mount on a path hides the ones before it.
-        return CgroupMount(Path(unified[-1]), 2, v1)
+    if unified or parts:
+        # The last mount on a path hides the ones before it; a part of the hierarchy bound
+        # elsewhere counts only where the whole is not mounted (a container's own cgroup).
+        return CgroupMount(Path((unified or parts)[-1]), 2, v1)
     return CgroupMount(Path(named[-1]), 1, False) if named else None
 
 
@@ -175,7 +178,7 @@ def parse_process_cgroup(data: bytes) -> str | None:
         controllers, _, path = rest.partition(":")
         path = path.removesuffix(" (deleted)")
         if hierarchy == "0":
-            return None if path.startswith("/..") else path
+            return None if path == "/.." or path.startswith("/../") else path
         if controllers == "name=systemd":
             named = path
     return named

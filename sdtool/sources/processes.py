@@ -147,7 +147,7 @@ def _read_thread_masks(pid: int) -> tuple[int, ...]:
 
 def parse_status(data: bytes) -> dict[bytes, bytes]:
     """/proc/PID/status as its lines; the kernel escapes newlines in the name."""
-    lines = (line.partition(b":") for line in data.splitlines())
+    lines = (line.partition(b":") for line in data.split(b"\n"))
     return {key: value.strip() for key, _, value in lines}
 
 

@@ -18,7 +18,6 @@ from sdtool.sandbox import PrivateManager, units_directory
 from sdtool.sandbox.cgroup import Hierarchy, destroy, parse_hierarchy, read_hierarchy
 from sdtool.sandbox.journal import parse_record
 
-
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd

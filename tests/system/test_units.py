@@ -15,7 +15,6 @@ import pytest
 
 from sdtool.sandbox import PrivateManager, units_directory
 
-
 Client = Callable[..., CompletedProcess[str]]
 
 UNITS = sorted(path.name for path in units_directory().iterdir() if path.is_file())

@@ -12,9 +12,7 @@ from hypothesis import settings
 from sdtool.cli import main
 
 # The same examples on every run: this tier is a gate, not a search.
-settings.register_profile(
-    "unit", max_examples=40, deadline=None, database=None, derandomize=True
-)
+settings.register_profile("unit", max_examples=40, deadline=None, database=None, derandomize=True)
 settings.load_profile("unit")
 
 

@@ -112,7 +112,7 @@ def details(**fields: Any) -> UnitDetails:
 
 
 def policy(**fields: Any) -> StopPolicy:
-    """systemd's defaults, with a limit of two seconds."""
+    """The defaults of systemd, with a limit of two seconds."""
     values: dict[str, Any] = {
         "kill_mode": "control-group",
         "kill_signal": "SIGTERM",
@@ -182,7 +182,9 @@ def socket(**fields: Any) -> Socket:
 
 def scan(*holders: tuple[int, int, str | None], **fields: Any) -> HolderScan:
     """A complete look that found (inode, pid, cgroup)."""
-    found = tuple((inode, ProcessRef(pid=pid, comm=f"p{pid}"), path) for inode, pid, path in holders)
+    found = tuple(
+        (inode, ProcessRef(pid=pid, comm=f"p{pid}"), path) for inode, pid, path in holders
+    )
     return HolderScan(**{"by_inode": found, "complete": True, **fields})
 
 
@@ -191,7 +193,9 @@ def scan(*holders: tuple[int, int, str | None], **fields: Any) -> HolderScan:
 
 def event(at_us: int, kind: EventKind, **fields: Any) -> Event:
     """An observed event of the unit."""
-    return Event(**{"unit": UNIT, "at_us": at_us, "kind": kind, "source": EventSource.DBUS, **fields})
+    return Event(
+        **{"unit": UNIT, "at_us": at_us, "kind": kind, "source": EventSource.DBUS, **fields}
+    )
 
 
 def phase(at_us: int, sub_state: str, **fields: Any) -> Event:
@@ -269,9 +273,7 @@ def stopped(
     told = list(events)
     for state in [e for e in told if e.kind is EventKind.STATE]:
         told += infer_phase(kill, state, processes, tuple(told), T0)
-    return build(
-        record(policy=kill, events=tuple(told), processes=tuple(processes), **fields)
-    )
+    return build(record(policy=kill, events=tuple(told), processes=tuple(processes), **fields))
 
 
 def sent(report: StopReport) -> list[tuple[int | None, str | None]]:

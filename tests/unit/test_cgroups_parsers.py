@@ -57,7 +57,9 @@ def test_mount_point_is_unescaped() -> None:
 
 def test_mount_with_optional_fields_is_read() -> None:
     """shared:N and master:N stand before the dash."""
-    line = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n"
+    line = (
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n"
+    )
     assert CgroupMount(Path("/sys/fs/cgroup"), 2, False) == parse_mountinfo(line)
 
 
@@ -76,12 +78,22 @@ def test_odd_character_in_a_mount_point_ends_no_line(char: str) -> None:
     assert mount is not None
 
 
-@given(st.text(st.characters(exclude_characters="\n \t\\", exclude_categories=["Cs"]), max_size=20))
+@given(
+    st.text(st.characters(exclude_characters="\n \t\\", exclude_categories=["Cs"]), max_size=20)
+)
 def test_any_mount_point_is_read(name: str) -> None:
     """Mount points are anybody's choice of bytes."""
     mount = parse_mountinfo(UNIFIED.format(f"/{name}"))
     assert mount is not None
     assert Path(f"/{name}") == mount.path
+
+
+@given(st.sampled_from(["unified", "hybrid", "v1"]), st.data())
+def test_truncated_mountinfo_is_read_as_far_as_it_goes(name: str, data: st.DataObject) -> None:
+    """A file that was cut anywhere raises nothing."""
+    text = mountinfo(name)
+    mount = parse_mountinfo(text[: data.draw(st.integers(0, len(text)))])
+    assert mount is None or str(mount.path).startswith("/sys/fs/cgroup")
 
 
 def test_directory_of_a_cgroup_is_below_the_mount() -> None:
@@ -149,7 +161,11 @@ def test_populated_is_one_line_among_others(data: bytes, expected: bool) -> None
 @pytest.fixture
 def mount(tmp_path: Path) -> CgroupMount:
     """A hierarchy of directories with cgroup.procs files, as cgroupfs shows it."""
-    for path, pids in {"a.slice": "", "a.slice/b.service": "10\n0\n11\n", "c.scope": "12\n"}.items():
+    for path, pids in {
+        "a.slice": "",
+        "a.slice/b.service": "10\n0\n11\n",
+        "c.scope": "12\n",
+    }.items():
         (tmp_path / path).mkdir()
         (tmp_path / path / "cgroup.procs").write_text(pids)
     (tmp_path / "link").symlink_to("a.slice")
@@ -180,7 +196,7 @@ def test_cgroup_that_is_gone_has_nobody(mount: CgroupMount) -> None:
 
 
 def test_observer_without_the_file_says_why(mount: CgroupMount) -> None:
-    """cgroup v1 has no cgroup.events: the observer is not available and tells nothing."""
+    """There is no cgroup.events on v1: the observer is not available and tells nothing."""
     observer = CgroupObserver("a.service", mount, "/a.slice")
     assert not observer.available
     assert "no cgroup.events for /a.slice: No such file or directory" == observer.reason

@@ -166,7 +166,7 @@ def test_masked_unit_is_the_units_fault() -> None:
 
 
 def test_masked_polkit_is_a_denial() -> None:
-    """polkit itself is masked: nothing is wrong with the unit that was asked for."""
+    """Where polkit itself is masked, nothing is wrong with the unit that was asked for."""
     error = translate_error(f"{SYSTEMD}UnitMasked", "Unit polkit.service is masked.", "x.service")
     assert AccessDenied is type(error)
     assert "run as root" in (error.hint or "")

@@ -39,17 +39,17 @@ def test_name_is_what_systemctl_reads(text: str, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["service", "socket", "path", "target", "slice"])
 def test_name_that_is_only_a_type_is_a_service(kind: str) -> None:
-    """systemctl reads "path" as path.service: a type alone is no suffix."""
+    """As systemctl reads "path", path.service: a type alone is no suffix."""
     assert f"{kind}.service" == unit_name(kind)
 
 
 def test_slash_inside_a_name_becomes_a_dash() -> None:
-    """systemctl reads foo/bar as foo-bar.service."""
+    """As systemctl, which reads foo/bar as foo-bar.service."""
     assert "foo-bar.service" == unit_name("foo/bar")
 
 
 def test_path_below_sys_is_a_device() -> None:
-    """systemctl reads paths below /sys as devices, as those below /dev."""
+    """Paths below /sys are devices for systemctl, as those below /dev."""
     assert "sys-class-net-eth0.device" == unit_name("/sys/class/net/eth0")
 
 
@@ -63,7 +63,7 @@ def test_name_with_a_bad_byte_is_escaped_or_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "a\0b", "a\nb", "x" * 256])
 def test_name_that_cannot_be_is_refused(text: str) -> None:
-    """systemd takes at most 255 characters, and no control bytes."""
+    """Names have at most 255 characters, and no control bytes."""
     with pytest.raises(InvalidArgument):
         unit_name(text)
 

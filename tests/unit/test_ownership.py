@@ -79,9 +79,7 @@ def owners(found: Socket) -> list[tuple[str | None, Via]]:
         ),
         (
             f"{USER}/init.scope",
-            CgroupOwner(
-                unit="user@1000.service", user_unit="init.scope", slice="user-1000.slice"
-            ),
+            CgroupOwner(unit="user@1000.service", user_unit="init.scope", slice="user-1000.slice"),
         ),
         (USER, CgroupOwner(unit="user@1000.service", slice="user-1000.slice")),
         ("/system.slice", CgroupOwner(slice="system.slice")),
@@ -110,8 +108,10 @@ def test_asked_user_manager_may_sit_anywhere() -> None:
 
 
 components = st.sampled_from(
-    ["system.slice", "a-b.slice", "_x.slice", ".slice", "slice", "a.service", "user@1000.service"]
-    + ["init.scope", "session-1.scope", "payload", "a.slice.d", "web.socket", ""]
+    (
+        *("system.slice", "a-b.slice", "_x.slice", ".slice", "slice", "a.slice.d", "payload"),
+        *("a.service", "user@1000.service", "init.scope", "session-1.scope", "web.socket", ""),
+    )
 )
 paths = st.lists(components, max_size=6).map(lambda parts: "/" + "/".join(parts))
 
@@ -144,9 +144,7 @@ def test_any_path_is_read(path: str) -> None:
             "/kubepods.slice/kubepods-burstable.slice/"
             "kubepods-burstable-pod01234567_89ab_cdef_0123_456789abcdef.slice/"
             f"cri-containerd-{HEX}.scope",
-            Container(
-                runtime="containerd", id=HEX, pod="01234567-89ab-cdef-0123-456789abcdef"
-            ),
+            Container(runtime="containerd", id=HEX, pod="01234567-89ab-cdef-0123-456789abcdef"),
         ),
         (
             "/machine.slice/systemd-nspawn@box.service",
@@ -263,7 +261,7 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
 def test_listen_line_is_matched_by_address_and_type(
     listen: tuple[str, str], fields: dict[str, object], expected: bool
 ) -> None:
-    """systemd writes addresses as "127.0.0.1:80" and "[::]:80"."""
+    """Addresses are written as "127.0.0.1:80" and "[::]:80"."""
     line = ListenAddress(type=listen[0], address=listen[1])
     assert expected == listens_on(line, row(**fields))
 

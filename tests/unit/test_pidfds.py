@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from sdtool.model.process import ProcessId, Role, signal_number
 from sdtool.model.stop import Event, EventKind, ExitCode, ExitSignal, ExitStatus
-from sdtool.sources.pidfds import INFO, PIDFD_INFO_EXIT, PidfdObserver, parse_info
-from sdtool.sources.pidfds import parse_wait_status as parse
+from sdtool.sources.pidfds import (
+    INFO,
+    PIDFD_INFO_EXIT,
+    PidfdObserver,
+    parse_info,
+    parse_wait_status,
+)
 from sdtool.sources.processes import read_identity
 
 
@@ -32,25 +37,25 @@ from sdtool.sources.processes import read_identity
 )
 def test_wait_status_is_read(status: int, expected: ExitStatus) -> None:
     """The low byte is the signal with its core bit, the next one the code."""
-    assert expected == parse(status)
+    assert expected == parse_wait_status(status)
 
 
 @given(st.integers(0, 255))
 def test_every_exit_code_is_kept(code: int) -> None:
     """0 to 255, the ones that systemd uses itself included."""
-    assert ExitCode(code=code) == parse(code << 8)
+    assert ExitCode(code=code) == parse_wait_status(code << 8)
 
 
 @given(st.integers(1, 64), st.booleans())
 def test_every_signal_is_kept(number: int, core: bool) -> None:
     """Its name leads back to its number."""
-    status = parse(number | (0x80 if core else 0))
+    status = parse_wait_status(number | (0x80 if core else 0))
     assert isinstance(status, ExitSignal)
     assert (number, core) == (signal_number(status.signal), status.core)
 
 
 def info(mask: int, status: int) -> bytes:
-    """struct pidfd_info as the kernel fills it in."""
+    """What the kernel makes of a struct pidfd_info."""
     return INFO.pack(mask, 1, *range(11), status)
 
 
@@ -90,7 +95,8 @@ def child() -> Iterator[ProcessId]:
 
 def wait_for(observer: PidfdObserver, count: int = 1) -> list[Event]:
     """The next events, at most a few seconds later."""
-    poll, found = select.poll(), []
+    poll = select.poll()
+    found: list[Event] = []
     poll.register(observer.fileno(), select.POLLIN)
     for _ in range(200):
         found += observer.read_events()

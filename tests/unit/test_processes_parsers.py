@@ -29,17 +29,14 @@ def status(name: str) -> bytes:
 
 
 def test_stat_is_read() -> None:
-    """pid and start time are the identity; the cgroup comes from elsewhere."""
-    assert (
-        ProcessFacts(
-            id=ProcessId(pid=23673, start_ticks=315555),
-            ppid=23668,
-            comm="sleep",
-            state="S",
-            control_group="/x",
-        )
-        == parse_stat(stat("plain"), "/x")
-    )
+    """The identity is pid and start time; the cgroup comes from elsewhere."""
+    assert ProcessFacts(
+        id=ProcessId(pid=23673, start_ticks=315555),
+        ppid=23668,
+        comm="sleep",
+        state="S",
+        control_group="/x",
+    ) == parse_stat(stat("plain"), "/x")
 
 
 def test_zombie_keeps_its_identity() -> None:
@@ -64,7 +61,7 @@ def test_kernel_thread_is_a_process() -> None:
 
 @given(st.binary(max_size=15).filter(lambda name: b"\0" not in name))
 def test_any_name_survives_stat(name: bytes) -> None:
-    """comm is 15 bytes of anything."""
+    """A name is 15 bytes of anything."""
     before, _, after = stat("plain").partition(b"(sleep)")
     found = parse_stat(before + b"(" + name + b")" + after, None)
     assert name == os.fsencode(found.comm)

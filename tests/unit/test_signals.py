@@ -87,7 +87,7 @@ def test_sigkill_ends_what_ignores_everything() -> None:
     [("T", Disposition.DIES), ("t", Disposition.UNKNOWN), ("D", Disposition.DIES)],
 )
 def test_stopped_process_waits_for_the_cont(state: str, expected: Disposition) -> None:
-    """systemd sends SIGCONT after the stop signal; a debugger decides for itself."""
+    """The manager sends SIGCONT after the stop signal; a debugger decides for itself."""
     assert expected == predict(facts(state=state), "SIGTERM")[0]
 
 
@@ -116,8 +116,10 @@ def test_signal_name_and_number_are_inverse(number: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [(6, "SIGABRT"), (9, "SIGKILL"), (15, "SIGTERM"), (17, "SIGCHLD"), (34, "SIGRTMIN")]
-    + [(37, "SIGRTMIN+3"), (48, "SIGRTMIN+14"), (64, "SIGRTMAX"), (32, "32")],
+    [
+        *((6, "SIGABRT"), (9, "SIGKILL"), (15, "SIGTERM"), (17, "SIGCHLD"), (32, "32")),
+        *((34, "SIGRTMIN"), (37, "SIGRTMIN+3"), (48, "SIGRTMIN+14"), (64, "SIGRTMAX")),
+    ],
 )
 def test_signal_names_are_systemds(number: int, name: str) -> None:
     """As signal(7) and KillSignal= write them."""

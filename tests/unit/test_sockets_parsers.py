@@ -122,7 +122,7 @@ def test_destroyed_socket_is_known_by_its_cookie() -> None:
 
 
 def test_query_has_the_layout_of_the_kernel() -> None:
-    """nlmsghdr 16 bytes, inet_diag_req_v2 56 bytes, and the whole length in front."""
+    """Header 16 bytes, inet_diag_req_v2 56 bytes, and the whole length in front."""
     data = Query("tcp", socket.AF_INET6, states=1 << 10).pack()
     length, kind, flags, _, _ = NLMSGHDR.unpack_from(data)
     assert (16 + 56, len(data), 20, 0x301) == (length, length, kind, flags)

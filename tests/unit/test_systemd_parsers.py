@@ -129,7 +129,7 @@ def test_scope_has_a_stop_policy() -> None:
 
 
 def test_signal_of_a_policy_has_its_name() -> None:
-    """systemd's own init.scope asks for SIGRTMIN+14."""
+    """The system manager's own init.scope asks for SIGRTMIN+14."""
     policy = parse_policy({"KillMode": "mixed", "KillSignal": 48})
     assert policy is not None
     assert "SIGRTMIN+14" == policy.kill_signal

@@ -280,9 +280,7 @@ def test_process_mode_leaves_children_unasked() -> None:
 
 def test_none_mode_signals_nobody() -> None:
     """KillMode=none leaves everything, without a signal."""
-    report = stopped(
-        [MAIN], [dead(ms(6))], policy(kill_mode="none"), survivors=refs(10)
-    )
+    report = stopped([MAIN], [dead(ms(6))], policy(kill_mode="none"), survivors=refs(10))
     assert (Verdict.LEFTOVER, []) == (report.verdict, sent(report))
 
 
@@ -427,7 +425,7 @@ def test_exit_without_status_is_clean_where_no_kill_was_sent() -> None:
     """Tier D: a stop that never came to SIGKILL can be called clean without wait statuses."""
     report = stopped([MAIN], [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN, None), dead(ms(6))])
     assert (Verdict.CLEAN, {10: False}) == (report.verdict, killed_by_manager(report))
-    assert "the manager sent no SIGKILL" in report.processes[0].fate_reason
+    assert "the manager sent it no SIGKILL" in report.processes[0].fate_reason
 
 
 def test_exit_without_status_right_after_the_kill_is_killed() -> None:
@@ -535,17 +533,17 @@ def test_process_gone_before_a_phase_gets_no_signal_of_it() -> None:
 
 def test_unit_without_a_policy_signals_nobody() -> None:
     """A unit type that kills nothing has no kill to blame on the manager."""
-    report = build(
-        record(policy=None, processes=(MAIN,), events=(gone(ms(5), MAIN, KILLED),))
-    )
+    report = build(record(policy=None, processes=(MAIN,), events=(gone(ms(5), MAIN, KILLED),)))
     assert ({10: False}, []) == (killed_by_manager(report), sent(report))
 
 
 moments = st.integers(0, 8_000_000).map(lambda us: T0 + us)
 statuses = st.sampled_from([None, DONE, KILLED, TERMINATED])
 sub_states = st.sampled_from(
-    ["stop", "stop-sigterm", "stop-watchdog", "stop-sigkill", "stop-post", "final-sigterm"]
-    + ["final-sigkill"]
+    (
+        *("stop", "stop-sigterm", "stop-watchdog", "stop-sigkill", "stop-post"),
+        *("final-sigterm", "final-sigkill"),
+    )
 )
 
 
