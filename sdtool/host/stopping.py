@@ -19,7 +19,7 @@ from sdtool.host.eventlog import OnEvents, now_us
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
-from sdtool.model.manager import ConnectionLost, ManagerSignal
+from sdtool.model.manager import ConnectionLost, ManagerReloading, ManagerSignal
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
@@ -115,19 +115,17 @@ async def _watch(
     signals = await manager.subscribe()
     for watch in active:
         await watch.arm(on_events)
+    errors: list[SdtoolError] = []
     async with _pumping(manager, signals, active):
-        errors = await _request(active, options)
-        running = [watch for watch in active if watch.requested]
         try:
-            async with asyncio.timeout(_deadline(running, options)):
-                for watch in running:
+            async with asyncio.timeout(_deadline(active, options)):
+                errors += await _request(active, options)
+                for watch in active:
                     await watch.wait_for_end()
         except TimeoutError:
-            return errors + [_too_late(w.name, options) for w in running if not w.finished]
-        for watch in running:
-            if watch.failure is not None:
-                errors.append(watch.failure)
-    return errors
+            late = [w for w in active if w.requested and not w.finished]
+            return errors + [_too_late(watch.name, options) for watch in late]
+    return errors + [watch.failure for watch in active if watch.failure is not None]
 
 
 async def _request(watches: Sequence[StopWatch], options: StopOptions) -> list[SdtoolError]:
@@ -168,15 +166,23 @@ async def _pumping(
     manager: Manager, signals: asyncio.Queue[ManagerSignal], watches: Sequence[StopWatch]
 ) -> AsyncIterator[None]:
     """Carry signals, observers' events and the passing of time to the watches."""
+
+    def end_all(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            for watch in watches:
+                watch.crash(error)
+
     loop = asyncio.get_running_loop()
     files = [(fd, watch) for watch in watches for fd in watch.filenos()]
     tasks = [
-        asyncio.create_task(_carry_signals(signals, watches)),
+        asyncio.create_task(_carry_signals(manager, signals, watches)),
         asyncio.create_task(_carry_time(watches)),
         asyncio.create_task(_check_liveness(watches)),
     ]
+    for task in tasks:
+        task.add_done_callback(end_all)
     for fd, watch in files:
-        loop.add_reader(fd, watch.read_observers)
+        loop.add_reader(fd, _read, watch)
     try:
         yield
     finally:
@@ -187,13 +193,24 @@ async def _pumping(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _read(watch: StopWatch) -> None:
+    """The event loop would only log what a callback raises, and call it again at once."""
+    try:
+        watch.read_observers()
+    except Exception as error:
+        watch.crash(error)
+
+
 async def _carry_signals(
-    signals: asyncio.Queue[ManagerSignal], watches: Sequence[StopWatch]
+    manager: Manager, signals: asyncio.Queue[ManagerSignal], watches: Sequence[StopWatch]
 ) -> None:
     while True:
         signal = await signals.get()
         for watch in watches:
             watch.on_signal(signal)
+        if isinstance(signal, ManagerReloading) and not signal.active:
+            with contextlib.suppress(SdtoolError):
+                await manager.subscribe_again()
         if isinstance(signal, ConnectionLost):
             return
 

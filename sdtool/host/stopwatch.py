@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from sdtool.analysis import phases, timeline
-from sdtool.errors import SdtoolError, Unavailable
+from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
 from sdtool.host.eventlog import HOLD_BACK_US, EventLog, OnEvents, now_us
 from sdtool.host.members import Members
 from sdtool.model.manager import ConnectionLost, JobChange, MainExit, ManagerSignal, UnitChange
@@ -25,7 +26,7 @@ from sdtool.model.stop import (
     StopRecord,
     Tier,
 )
-from sdtool.model.unit import UnitDetails
+from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources import cgroups, sockets
 from sdtool.sources.cgroups import CgroupMount, CgroupObserver
 from sdtool.sources.pidfds import PidfdObserver, probe_exit_info
@@ -100,6 +101,7 @@ class StopWatch:
         self._ended_jobs: dict[str, str] = {}
         self._job_result: str | None = None
         self._job_over = asyncio.Event()
+        self._crash: BaseException | None = None
         self._survivors: tuple[ProcessRef, ...] = ()
         self._still_held: tuple[SocketFacts, ...] = ()
         self._still_up: frozenset[str] = frozenset()
@@ -290,11 +292,19 @@ class StopWatch:
         """
         if not self.requested or self._job_over.is_set():
             return
-        unit = (await self._manager.read_unit(self.name)).unit
-        if unit.active_state in ENDED and unit.job is None and not self._job_over.is_set():
-            self._active_state, self._sub_state = unit.active_state, unit.sub_state
-            self._result = unit.result or self._result
-            self._end_job(None)
+        unit = await self._read_unit()
+        if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
+            return
+        self._active_state, self._sub_state = unit.active_state, unit.sub_state
+        self._result = unit.result or self._result
+        self._end_job(None)
+
+    async def _read_unit(self) -> Unit:
+        """The unit as it is now; one that the manager has forgotten is inactive."""
+        try:
+            return (await self._manager.read_unit(self.name)).unit
+        except NoSuchUnit:
+            return replace(self._details.unit, active_state="inactive", sub_state="dead", job=None)
 
     def fail(self, error: SdtoolError) -> None:
         """Give up watching: the report would not be true."""
@@ -302,11 +312,23 @@ class StopWatch:
             self.failure = error
             self._job_over.set()
 
+    def crash(self, error: BaseException) -> None:
+        """End the wait with a bug of ours; it comes out of ``wait_for_end``."""
+        self._crash = error
+        self._job_over.set()
+
     # After the job ---------------------------------------------------------------------------
 
     async def wait_for_end(self) -> None:
-        """Wait for the job, then for the last exits, and look at what stayed."""
+        """Wait for the job, then for the last exits, and look at what stayed.
+
+        Returns at once for a unit whose stop was refused.
+        """
+        if not self.requested:
+            return
         await self._job_over.wait()
+        if self._crash is not None:
+            raise self._crash
         if self.failure is not None:
             return
         try:
@@ -324,10 +346,10 @@ class StopWatch:
 
         A round trip first: it brings every signal that the manager sent before its answer.
         """
-        unit = (await self._manager.read_unit(self.name)).unit
+        unit = await self._read_unit()
         await asyncio.sleep(0)
-        if unit.active_state != "inactive":
-            # Not the other way round: a unit that was forgotten reads as inactive, too.
+        if unit.active_state != "inactive" or self._active_state not in ENDED:
+            # A unit that failed and was forgotten reads as inactive: the signal's word stays.
             self._active_state, self._sub_state = unit.active_state, unit.sub_state
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:

@@ -315,13 +315,19 @@ class Manager:
                 f"type='signal',sender='{BROKER}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
             ):
                 await self._add_match(rule)
+        await self.subscribe_again()
+        return queue
+
+    async def subscribe_again(self) -> None:
+        """Have the manager send its signals to us; after a daemon-reexec it has to be told anew.
+
+        Where it has us on its list already, that is what was wanted.
+        """
         try:
             await self._call("Subscribe")
         except BusError as error:
-            # The manager keeps one subscription for each connection, and it is ours already.
             if error.name != ALREADY_SUBSCRIBED:
                 raise
-        return queue
 
     async def _add_match(self, rule: str) -> None:
         try:

@@ -107,7 +107,9 @@ async def test_connect_refuses_a_strange_address(address: str) -> None:
         await Connection.open(address, deadline_s=LONG_S)
 
 
-async def test_connect_takes_the_first_address_that_answers(fake: FakeSystemd, broker) -> None:
+async def test_connect_takes_the_first_address_that_answers(
+    fake: FakeSystemd, broker: Broker
+) -> None:
     """D-Bus addresses are lists."""
     address = f"unix:path=/nowhere;{broker.address}"
     async with connected(address) as connection:
@@ -136,7 +138,9 @@ async def test_connect_takes_an_abstract_socket(runtime: Path, fake: FakeSystemd
         await passing[0]
 
 
-async def test_call_that_is_never_answered_ends_at_its_deadline(fake, broker) -> None:
+async def test_call_that_is_never_answered_ends_at_its_deadline(
+    fake: FakeSystemd, broker: Broker
+) -> None:
     """The connection stands, and answers the next call."""
     async with connected(broker.address) as connection:
         fake.silent = {"Get"}
@@ -148,7 +152,9 @@ async def test_call_that_is_never_answered_ends_at_its_deadline(fake, broker) ->
 
 
 @pytest.mark.parametrize("member", ["Get", "*"])
-async def test_unanswered_calls_give_their_slots_back(fake, broker, member: str) -> None:
+async def test_unanswered_calls_give_their_slots_back(
+    fake: FakeSystemd, broker: Broker, member: str
+) -> None:
     """Hundreds of calls that time out do not keep later ones from being sent."""
     async with connected(broker.address) as connection:
         fake.silent = {member}
@@ -160,7 +166,9 @@ async def test_unanswered_calls_give_their_slots_back(fake, broker, member: str)
         assert "252.4-fake" == await read_version(connection)
 
 
-async def test_loss_ends_the_calls_that_wait_and_those_that_come(fake, broker) -> None:
+async def test_loss_ends_the_calls_that_wait_and_those_that_come(
+    fake: FakeSystemd, broker: Broker
+) -> None:
     """Both in-flight calls and later ones end at once, not at their deadline."""
     async with connected(broker.address) as connection:
         heard: list[BusSignal | None] = []
@@ -177,7 +185,20 @@ async def test_loss_ends_the_calls_that_wait_and_those_that_come(fake, broker) -
         assert (True, [None]) == (bool(connection.lost), heard)
 
 
-async def test_close_ends_the_calls_that_wait_and_those_that_come(fake, broker) -> None:
+async def test_call_in_the_moment_of_the_loss_ends_at_once(
+    fake: FakeSystemd, broker: Broker
+) -> None:
+    """The library knows of the end and we do not yet: its call would never return."""
+    fake.silent = {"Get"}
+    async with connected(broker.address) as connection, asyncio.timeout(SOON_S):
+        connection._bus._finalize(EOFError())
+        with pytest.raises(NoAnswer):
+            await read_version(connection)
+
+
+async def test_close_ends_the_calls_that_wait_and_those_that_come(
+    fake: FakeSystemd, broker: Broker
+) -> None:
     """Whoever closes a connection under a call does not leave it hanging."""
     connection = await Connection.open(broker.address, deadline_s=LONG_S)
     fake.silent = {"Get"}
@@ -192,7 +213,9 @@ async def test_close_ends_the_calls_that_wait_and_those_that_come(fake, broker) 
         await connection.close()
 
 
-async def test_cancelled_call_leaves_the_connection_usable(fake, broker) -> None:
+async def test_cancelled_call_leaves_the_connection_usable(
+    fake: FakeSystemd, broker: Broker
+) -> None:
     """A late answer to a call that was given up disturbs nobody."""
     async with connected(broker.address) as connection:
         fake.batch = 2
@@ -206,7 +229,9 @@ async def test_cancelled_call_leaves_the_connection_usable(fake, broker) -> None
         assert "a.service" == name.value
 
 
-async def test_connections_leave_no_descriptor_behind(fake, broker, runtime: Path) -> None:
+async def test_connections_leave_no_descriptor_behind(
+    fake: FakeSystemd, broker: Broker, runtime: Path
+) -> None:
     """Made, refused, lost or closed: a hundred connections later all descriptors are back."""
     before = count_descriptors()
     for number in range(100):
@@ -227,28 +252,25 @@ async def test_connections_leave_no_descriptor_behind(fake, broker, runtime: Pat
     assert count_descriptors() in (before, before - 1)
 
 
-async def test_close_after_loss_leaves_the_next_connection_alone(runtime: Path) -> None:
+async def test_close_after_loss_leaves_the_next_connection_alone(
+    fake: FakeSystemd, broker: Broker, runtime: Path
+) -> None:
     """The descriptor of a lost connection may be another's by the time it is closed."""
-    broker = Broker(runtime)
-    first = await Connection.open(broker.address, deadline_s=LONG_S)
+    (runtime / "other").mkdir()
+    dying = Broker(runtime / "other")
+    first = await Connection.open(dying.address, deadline_s=LONG_S)
     ended = asyncio.Event()
     first.deliver_signals(lambda _: ended.set())
-    broker.kill()
+    dying.kill()
     await ended.wait()
-    broker = Broker(runtime)
-    try:
-        with FakeSystemd(address=broker.address):
-            address = broker.address
-            others = [await Connection.open(address, deadline_s=LONG_S) for _ in range(3)]
-            await first.close()
-            for other in others:
-                assert "252.4-fake" == await read_version(other, SOON_S)
-                await other.close()
-    finally:
-        broker.kill()
+    others = [await Connection.open(broker.address, deadline_s=LONG_S) for _ in range(3)]
+    await first.close()
+    for other in others:
+        assert "252.4-fake" == await read_version(other, SOON_S)
+        await other.close()
 
 
-async def test_error_comes_with_its_name_and_text(fake, broker) -> None:
+async def test_error_comes_with_its_name_and_text(fake: FakeSystemd, broker: Broker) -> None:
     """What an error means is for somebody else to say."""
     fake.errors["Get"] = ("org.example.Odd", "an odd\nthing")
     async with connected(broker.address) as connection:
@@ -258,7 +280,9 @@ async def test_error_comes_with_its_name_and_text(fake, broker) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\udcffb"], ids=["NUL", "surrogate"])
-async def test_text_that_dbus_cannot_carry_is_refused(fake, broker, text: str) -> None:
+async def test_text_that_dbus_cannot_carry_is_refused(
+    fake: FakeSystemd, broker: Broker, text: str
+) -> None:
     """The broker would hang up on it; so it is not sent, and the connection stays."""
     async with connected(broker.address) as connection:
         with pytest.raises(InvalidArgument):
@@ -266,7 +290,7 @@ async def test_text_that_dbus_cannot_carry_is_refused(fake, broker, text: str) -
         assert (None, "252.4-fake") == (connection.lost, await read_version(connection))
 
 
-async def test_forged_signals_are_dropped(fake, broker) -> None:
+async def test_forged_signals_are_dropped(fake: FakeSystemd, broker: Broker) -> None:
     """A broker lets anybody send a signal straight to us; only the manager's own count."""
     async with connected(broker.address) as connection:
         heard: asyncio.Queue[Any] = asyncio.Queue()

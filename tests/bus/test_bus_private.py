@@ -95,7 +95,7 @@ async def test_greeting_waits_for_its_answer(private: FakeSystemd) -> None:
 
 async def test_signal_right_behind_the_welcome_is_no_part_of_it(private: FakeSystemd) -> None:
     """PID 1 sends signals from the moment it has taken BEGIN."""
-    private.eager = signal(ROOT, MANAGER, "Reloading", "b", False)
+    private.eager = signal(ROOT, MANAGER, "UnitNew", "so", "x" * 5000, ROOT)
     async with asyncio.timeout(SOON_S), await Manager.open(Scope.USER) as manager:
         assert "252.4-fake" == manager.info.version
 

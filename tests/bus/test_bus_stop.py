@@ -115,7 +115,6 @@ async def test_stop_whose_end_was_not_told_ends(fake: FakeSystemd) -> None:
     assert (None, "inactive") == (report.job_result, report.active_state)
 
 
-@pytest.mark.xfail(reason="StopWatch._read_state takes NoSuchUnit for a failure to observe")
 async def test_stop_of_a_unit_that_is_forgotten_is_reported(fake: FakeSystemd) -> None:
     """A transient unit is gone with its job, where no reference may be held."""
     fake.add("run-1.service", stop="vanishes")
