@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sdtool.errors import Unavailable
@@ -16,7 +17,7 @@ def units_directory() -> Path:
         Unavailable: They were not installed with sdtool.
     """
     for directory in (_PACKAGE / "units", _PACKAGE.parent / "units"):
-        if (directory / "bin").is_dir():
+        if os.access(directory / "bin", os.X_OK):
             return directory
     raise Unavailable(
         f"The demo units are missing: there is no units directory in {_PACKAGE}.",

@@ -60,6 +60,33 @@ def sdtool(manager: PrivateManager) -> Client:
     return run
 
 
+AS_NOBODY = """
+import ctypes, importlib, os, pkgutil, sys
+import asyncio, psutil, sdtool, sdtool.cli
+for module in pkgutil.walk_packages(sdtool.__path__, "sdtool."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+importlib.import_module("sdtool.sources.bus").load_library()
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: as if it had been started by that user
+sys.exit(sdtool.cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def sdtool_as_nobody(manager: PrivateManager) -> Client:
+    """The command line under test as another user, who need not be able to read the checkout.
+
+    Everything is imported before the user changes; with --json nothing is left to import.
+    """
+
+    def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
+        command = [sys.executable, "-c", AS_NOBODY, *arguments, "--json"]
+        return manager.run(command, timeout=timeout)
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave the next test a manager without demo units, if this one has used it."""

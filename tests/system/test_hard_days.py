@@ -16,8 +16,6 @@ import pytest
 from sdtool.sandbox import PrivateManager
 from tests.system.conftest import Client
 
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-
 
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
@@ -102,18 +100,40 @@ def test_no_manager_is_said_within_five_seconds(
     assert time.monotonic() - began < 5
 
 
-def test_other_users_may_read_but_learn_no_secrets(manager: PrivateManager) -> None:
-    """As nobody, the owner of root's port is told by its cgroup, and the holders are null."""
-    manager.run(["systemctl", "--user", "start", "sdtool-graceful"])
-    command = [*NOBODY, sys.executable, "-m", "sdtool", "port", "18080/tcp", "--json"]
+def test_other_users_learn_the_owner_by_its_cgroup(
+    sdtool_as_nobody: Client, systemctl: Client
+) -> None:
+    """As nobody, the owner of root's port is told by its creator, and the holders are null."""
+    systemctl("start", "sdtool-graceful")
 
-    done = manager.run(command)
+    done = sdtool_as_nobody("port", "18080/tcp")
 
     (entry,) = json.loads(done.stdout)["data"]
     (owner,) = entry["owners"]
-    assert (entry["verdict"], owner["via"]) == ("owned", "creator")
+    assert ("owned", "creator") == (entry["verdict"], owner["via"])
     assert owner["socket"]["holders"] is None
     assert "CAP_SYS_PTRACE" in owner["socket"]["holders_reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "statuses"),
+    [
+        (("list", "--user"), {69}),
+        (("stop", "sdtool-graceful", "--user"), {69}),
+        (("pid", "1"), {0}),
+        (("ports",), {0}),
+        (("doctor",), {1}),
+    ],
+)
+def test_other_users_get_an_answer_or_a_reason(
+    sdtool_as_nobody: Client, arguments: tuple[str, ...], statuses: set[int]
+) -> None:
+    """As nobody every command ends with its document: root's user manager is not theirs."""
+    done = sdtool_as_nobody(*arguments)
+
+    envelope = json.loads(done.stdout)
+    assert done.returncode in statuses
+    assert done.returncode == envelope["exit"]
 
 
 def test_hostile_names_reach_no_terminal(

@@ -408,11 +408,12 @@ def test_read_only_cgroups_are_a_denial() -> None:
     assert "privileged" in hint
 
 
-@pytest.mark.parametrize("start", ["PrivateManager().start()", "find_manager()"])
+@pytest.mark.parametrize("start", ["PrivateManager(units=Path('/')).start()", "find_manager()"])
 def test_ordinary_users_are_told_to_be_root(start: str) -> None:
     """Without root and without a user manager there is nothing to offer."""
     code = f"""
 import json, os
+from pathlib import Path
 from sdtool.errors import AccessDenied
 from sdtool.sandbox import PrivateManager, find_manager
 os.environ.pop("XDG_RUNTIME_DIR", None)
