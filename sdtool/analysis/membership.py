@@ -6,19 +6,25 @@ And the same question the other way round: who manages a process.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sdtool.analysis.ownership import (
     INIT_SCOPE,
-    join,
     read_container,
     read_path,
     socket_owners,
 )
 from sdtool.analysis.signals import predict
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
-from sdtool.model.sockets import Socket, SocketFacts, SocketUnit, Via
-from sdtool.model.unit import CgroupOwner, ListedUnit, ManagerRoots, Unit, UnitDetails
+from sdtool.model.sockets import ListeningSocket, Socket
+from sdtool.model.unit import (
+    CgroupOwner,
+    ListedUnit,
+    ListFilter,
+    ManagerRoots,
+    Unit,
+    UnitDetails,
+)
 
 DEFAULT_KILL_SIGNAL = "SIGTERM"
 
@@ -79,56 +85,66 @@ def _build_process(facts: ProcessFacts, role: Role, signal: str, parent_in_unit:
     )
 
 
+def wants(filters: ListFilter, unit: Unit) -> bool:
+    """Whether a unit is to be listed, as systemctl list-units decides it."""
+    if filters.types and unit.unit_type not in filters.types:
+        return False
+    if filters.states:
+        return not {unit.load_state, unit.active_state, unit.sub_state}.isdisjoint(filters.states)
+    if filters.everything:
+        return True
+    if unit.following is not None:
+        return False
+    return unit.job is not None or unit.active_state != "inactive"
+
+
 def list_units(
     units: Iterable[Unit],
-    members: Mapping[str, Sequence[int]],
-    cgroups: Mapping[int, str],
-    listeners: Iterable[SocketFacts],
-    socket_units: Sequence[SocketUnit],
+    cgroups: Iterable[str],
+    members: Mapping[str, Sequence[int]] | None,
+    listeners: Iterable[Socket] | None,
     roots: ManagerRoots,
 ) -> tuple[ListedUnit, ...]:
     """Units with their number of processes and the listening ports that their cgroups made.
 
     Args:
-        members: Cgroup path -> pids.
-        cgroups: Cgroup id -> path.
-        socket_units: The .socket units that the manager may have made listeners for.
+        cgroups: The paths of all cgroups.
+        members: Cgroup path -> pids; None when they could not be read.
+        listeners: Listening sockets joined with their creators; None when these are not known.
     """
-    processes: Counter[str] = Counter()
-    for path, pids in members.items():
-        for name in _units_of(path, roots):
-            processes[name] += len(pids)
-    groups = _control_groups(cgroups.values(), roots)
-    # Who holds them is not asked: a list reads no descriptors.
-    joined = join(listeners, cgroups, None, socket_units, roots)
-    ports = _ports_by_unit(joined, roots)
+    groups = _control_groups(cgroups, roots)
+    processes = None if members is None else _count_processes(members, roots)
+    ports = None if listeners is None else _ports_by_unit(listeners, roots)
     return tuple(
-        _list_unit(unit, processes[unit.name], ports.get(unit.name, ()), groups.get(unit.name))
+        ListedUnit(
+            name=unit.name,
+            description=unit.description,
+            load_state=unit.load_state,
+            active_state=unit.active_state,
+            sub_state=unit.sub_state,
+            control_group=groups.get(unit.name),
+            job=unit.job,
+            following=unit.following,
+            processes=None if processes is None else processes[unit.name],
+            ports=None if ports is None else ports.get(unit.name, ()),
+            unread_reason=NOT_READ,
+        )
         for unit in units
     )
 
 
-def _list_unit(
-    unit: Unit, processes: int, ports: tuple[str, ...], control_group: str | None
-) -> ListedUnit:
-    return ListedUnit(
-        name=unit.name,
-        description=unit.description,
-        load_state=unit.load_state,
-        active_state=unit.active_state,
-        sub_state=unit.sub_state,
-        control_group=control_group,
-        job=unit.job,
-        following=unit.following,
-        processes=processes,
-        ports=ports,
-        unread_reason=NOT_READ,
-    )
+def _count_processes(members: Mapping[str, Sequence[int]], roots: ManagerRoots) -> Counter[str]:
+    processes: Counter[str] = Counter()
+    for path, pids in members.items():
+        for name in _units_of(path, roots):
+            processes[name] += len(pids)
+    return processes
 
 
 def _units_of(path: str, roots: ManagerRoots) -> list[str]:
     """The unit of the asked manager that a cgroup belongs to, and the slices above it."""
-    unit = _asked_unit(read_path(path, roots), roots)
+    owner = read_path(path, roots)
+    unit = asked_unit(owner.innermost, owner.manager, roots)
     root = (roots.user or roots.system).rstrip("/")
     if path != root and not path.startswith(f"{root}/"):
         return []
@@ -139,10 +155,6 @@ def _units_of(path: str, roots: ManagerRoots) -> list[str]:
             break
         slices.append(part)
     return ["-.slice", *slices, *([unit] if unit else [])]
-
-
-def _asked_unit(owner: CgroupOwner, roots: ManagerRoots) -> str | None:
-    return owner.user_unit if roots.user is not None else owner.unit
 
 
 def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[str, str]:
@@ -158,10 +170,7 @@ def _ports_by_unit(sockets: Iterable[Socket], roots: ManagerRoots) -> dict[str, 
     found: dict[str, set[tuple[int, str]]] = {}
     for socket in sockets:
         for owner in socket_owners(socket):
-            unit = owner.unit
-            if owner.via is not Via.SOCKET_UNIT and socket.creator is not None:
-                # A user manager's unit may have the name of one of the system's.
-                unit = _asked_unit(read_path(socket.creator.control_group, roots), roots)
+            unit = asked_unit(owner.unit, owner.manager, roots)
             if unit is not None and socket.port is not None:
                 found.setdefault(unit, set()).add((socket.port, socket.protocol))
     return {
@@ -170,9 +179,27 @@ def _ports_by_unit(sockets: Iterable[Socket], roots: ManagerRoots) -> dict[str, 
     }
 
 
+def asked_unit(unit: str | None, manager: str | None, roots: ManagerRoots) -> str | None:
+    """What the asked manager calls the unit of any manager; None when it is not below it.
+
+    For the system manager the unit of a user is a part of that user's user@UID.service.
+    """
+    if roots.user is not None:
+        return unit if manager == "user" else None
+    return unit if manager == "system" else manager
+
+
+def filter_listeners(
+    rows: Iterable[ListeningSocket], units: Collection[str], roots: ManagerRoots
+) -> tuple[ListeningSocket, ...]:
+    """Those that belong to one of the units of the asked manager."""
+    return tuple(row for row in rows if asked_unit(row.unit, row.manager, roots) in units)
+
+
 def explain_process(
     facts: ProcessFacts,
     details: UnitDetails | None,
+    not_asked: str | None,
     ancestry: tuple[ProcessRef, ...],
     roots: ManagerRoots,
 ) -> ProcessOwner:
@@ -180,6 +207,7 @@ def explain_process(
 
     Args:
         details: Its unit in the asked manager; None when it has none or nobody could be asked.
+        not_asked: Why nobody could be asked.
     """
     path = facts.control_group or "/"
     owner = read_path(path, roots)
@@ -193,6 +221,7 @@ def explain_process(
         session=owner.session,
         container=read_container(path),
         role=role_of(facts.id.pid, details) if details else None,
+        role_reason=None if details else not_asked or "no unit of the asked manager has it",
         managed=managed,
         managed_reason=reason,
         ancestry=ancestry,

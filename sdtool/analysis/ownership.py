@@ -59,7 +59,7 @@ def read_path(path: str, roots: ManagerRoots) -> CgroupOwner:
             unit=_system_part(path, roots)[1],
             user_unit=user_unit,
             slice=slice_name,
-            session=None,
+            asked=user_unit is not None,
         )
     slice_name, unit, rest = _system_part(path, roots)
     if unit is not None and USER_MANAGER.fullmatch(unit):
@@ -113,7 +113,7 @@ def read_container(path: str) -> Container | None:
 
 def join(
     sockets: Iterable[SocketFacts],
-    cgroups: Mapping[int, str],
+    cgroups: Mapping[int, str] | None,
     scan: HolderScan | None,
     socket_units: Sequence[SocketUnit],
     roots: ManagerRoots,
@@ -121,20 +121,21 @@ def join(
     """Sockets with their creators, holders and .socket units.
 
     Args:
-        cgroups: Cgroup id -> path, for all cgroups.
+        cgroups: Cgroup id -> path, for all cgroups; None where ids say nothing (cgroup v1).
         scan: Who holds them; None when nobody looked.
         socket_units: The .socket units that could be listening on them.
     """
     holders: dict[int, list[Holder]] = {}
     for inode, ref, path in scan.by_inode if scan else ():
-        unit = read_path(path, roots).innermost if path is not None else None
-        holders.setdefault(inode, []).append(Holder(pid=ref.pid, comm=ref.comm, unit=unit))
+        owner = read_path(path, roots) if path is not None else CgroupOwner()
+        holder = Holder(pid=ref.pid, comm=ref.comm, unit=owner.innermost, manager=owner.manager)
+        holders.setdefault(inode, []).append(holder)
     return tuple(_join_one(row, cgroups, holders, scan, socket_units, roots) for row in sockets)
 
 
 def _join_one(
     row: SocketFacts,
-    cgroups: Mapping[int, str],
+    cgroups: Mapping[int, str] | None,
     holders: Mapping[int, list[Holder]],
     scan: HolderScan | None,
     socket_units: Sequence[SocketUnit],
@@ -165,14 +166,17 @@ def _join_one(
 
 
 def _creator(
-    row: SocketFacts, cgroups: Mapping[int, str], roots: ManagerRoots
+    row: SocketFacts, cgroups: Mapping[int, str] | None, roots: ManagerRoots
 ) -> tuple[Creator | None, str | None]:
+    if cgroups is None:
+        return None, "with cgroup v1 the kernel does not tell who created it"
     if row.cgroup_id is None:
         return None, "the kernel names no creating cgroup for it"
     path = cgroups.get(row.cgroup_id)
     if path is None:
         return None, "the cgroup that created it is gone"
-    return Creator(unit=read_path(path, roots).innermost, control_group=path), None
+    owner = read_path(path, roots)
+    return Creator(unit=owner.innermost, manager=owner.manager, control_group=path), None
 
 
 def _holders(
@@ -183,8 +187,10 @@ def _holders(
     if scan is None:
         return None, False, "nobody looked at the processes' descriptors"
     found = tuple(holders.get(row.inode, ()))
-    if scan.complete or found:
-        return found, scan.complete, scan.reason
+    if scan.complete:
+        return found, True, None
+    if found:
+        return found, False, scan.reason or "only likely processes were looked at"
     return None, False, scan.reason or "none of the processes that were looked at holds it"
 
 
@@ -290,17 +296,29 @@ def _judge_protocol(
 def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
     """The owners of one socket, the ones that hold it first; empty when they are not known."""
     if socket.holders:
-        doors = dict.fromkeys(_door(socket, holder.unit) for holder in socket.holders)
-        return tuple(PortOwner(unit=unit, via=via, socket=socket) for unit, via in doors)
+        doors: dict[tuple[str | None, str | None, Via], list[Holder]] = {}
+        for holder in socket.holders:
+            unit, via = _door(socket, holder.unit)
+            doors.setdefault((unit, holder.manager, via), []).append(holder)
+        return tuple(
+            PortOwner(unit=unit, manager=manager, via=via, holders=tuple(held), socket=socket)
+            for (unit, manager, via), held in doors.items()
+        )
     if socket.holders == () and socket.holders_complete:
         in_root = socket.creator is not None and socket.creator.control_group == "/"
         kernel = socket.inode is not None and in_root
-        return (PortOwner(unit=None, via=Via.KERNEL, socket=socket),) if kernel else ()
+        return (_owner_without_holder(socket, None, None, Via.KERNEL),) if kernel else ()
     if socket.creator is not None:
         unit, via = _door(socket, socket.creator.unit)
         via = Via.CREATOR if via is Via.HOLDER else via
-        return (PortOwner(unit=unit, via=via, socket=socket),)
+        return (_owner_without_holder(socket, unit, socket.creator.manager, via),)
     return ()
+
+
+def _owner_without_holder(
+    socket: Socket, unit: str | None, manager: str | None, via: Via
+) -> PortOwner:
+    return PortOwner(unit=unit, manager=manager, via=via, holders=(), socket=socket)
 
 
 def _door(socket: Socket, unit: str | None) -> tuple[str | None, Via]:
@@ -310,7 +328,7 @@ def _door(socket: Socket, unit: str | None) -> tuple[str | None, Via]:
 
 
 def _owned_hint(taken: Sequence[Socket]) -> str | None:
-    reasons = dict.fromkeys(s.holders_reason for s in taken if s.holders is None)
+    reasons = (s.holders_reason for s in taken if s.holders is None)
     return next((reason for reason in reasons if reason), None)
 
 
@@ -347,8 +365,11 @@ def name_listeners(sockets: Iterable[Socket]) -> tuple[ListeningSocket, ...]:
     """An entry for each unit that owns each socket, by unit, then port; unowned ones last."""
     rows: list[ListeningSocket] = []
     for socket in sockets:
-        units = [owner.unit for owner in socket_owners(socket)] or [None]
-        rows.extend(ListeningSocket(unit=unit, socket=socket) for unit in dict.fromkeys(units))
+        units = dict.fromkeys((o.unit, o.manager) for o in socket_owners(socket))
+        rows.extend(
+            ListeningSocket(unit=unit, manager=manager, socket=socket)
+            for unit, manager in units or {(None, None): None}
+        )
     return tuple(sorted(rows, key=_by_unit))
 
 

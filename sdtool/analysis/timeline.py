@@ -46,7 +46,8 @@ FAILED_JOBS = frozenset(
 def build(record: StopRecord) -> StopReport:
     """The report of a stop, from all that was gathered while it ran."""
     events = sort_events((*record.events, *_infer_mixed_kill(record)))
-    fates = tuple(_fate(process, record, events) for process in record.processes)
+    own = _group_by_pid(events)
+    fates = tuple(_fate(p, record, own.get(p.pid, ())) for p in record.processes)
     killed = tuple(fate.pid for fate in fates if fate.killed_by_manager)
     verdict, reason = _judge(record, fates)
     return StopReport(
@@ -71,6 +72,14 @@ def build(record: StopRecord) -> StopReport:
         ports_released=record.released,
         ports_held=record.held,
     )
+
+
+def _group_by_pid(events: Iterable[Event]) -> dict[int, list[Event]]:
+    groups: dict[int, list[Event]] = {}
+    for event in events:
+        if event.pid is not None:
+            groups.setdefault(event.pid, []).append(event)
+    return groups
 
 
 def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
@@ -205,7 +214,7 @@ def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
     main_exit = _main_exit(record)
     if policy is None or main_exit is None or not _kills_rest(policy):
         return ()
-    exits = exits_by_pid(record.events)
+    exits, own = exits_by_pid(record.events), _group_by_pid(record.events)
     sent_already = {e.pid for e in record.events if _is_final_signal(e, policy)}
     return tuple(
         _sent(
@@ -221,7 +230,7 @@ def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
         and process.pid in exits
         and process.pid not in sent_already
         and exits[process.pid].at_us >= main_exit
-        and _ended_by(_status(process.pid, record.events), policy.final_kill_signal)
+        and _ended_by(_status(own[process.pid]), policy.final_kill_signal)
     )
 
 
@@ -251,27 +260,27 @@ def exits_by_pid(events: Iterable[Event]) -> dict[int, Event]:
     return exits
 
 
-def _status(pid: int, events: Iterable[Event]) -> ExitStatus | None:
+def _status(own: Iterable[Event]) -> ExitStatus | None:
     """The wait status: in the exit event, or in the reap event when it was pending."""
     kinds = (EventKind.PROCESS_EXIT, EventKind.PROCESS_REAPED)
-    found = (e.exit for e in events if e.pid == pid and e.kind in kinds and e.exit is not None)
-    return next(found, None)
+    return next((e.exit for e in own if e.kind in kinds and e.exit is not None), None)
 
 
 def _ended_by(status: ExitStatus | None, signal: str) -> bool:
     return isinstance(status, ExitSignal) and status.signal == signal
 
 
-def _fate(process: WatchedProcess, record: StopRecord, events: Sequence[Event]) -> ProcessFate:
-    exited = exits_by_pid(events).get(process.pid)
-    status = _status(process.pid, events)
-    killed, reason = _killed_by_manager(process, exited, status, record, events)
+def _fate(process: WatchedProcess, record: StopRecord, own: Sequence[Event]) -> ProcessFate:
+    """What became of a process, from its own events."""
+    exited = exits_by_pid(own).get(process.pid)
+    status = _status(own)
+    killed, reason = _killed_by_manager(process, exited, status, record, own)
     return ProcessFate(
         pid=process.pid,
         comm=process.comm,
         role=process.role,
         disposition=process.disposition,
-        signalled_us=_first_signal(process.pid, events),
+        signalled_us=next((e.at_us for e in own if e.kind is EventKind.SIGNAL_SENT), None),
         exit_us=exited.at_us if exited else None,
         exit=status,
         killed_by_manager=killed,
@@ -279,35 +288,30 @@ def _fate(process: WatchedProcess, record: StopRecord, events: Sequence[Event]) 
     )
 
 
-def _first_signal(pid: int, events: Iterable[Event]) -> int | None:
-    sent = (e.at_us for e in events if e.kind is EventKind.SIGNAL_SENT and e.pid == pid)
-    return next(sent, None)
-
-
 def _killed_by_manager(
     process: WatchedProcess,
     exited: Event | None,
     status: ExitStatus | None,
     record: StopRecord,
-    events: Sequence[Event],
+    own: Sequence[Event],
 ) -> tuple[bool | None, str]:
     """Whether the manager's final signal ended the process, and how we know."""
     policy = record.policy
     if exited is None:
         if any(survivor.pid == process.pid for survivor in record.survivors):
             return False, "it still runs"
-        return None, "its exit was not seen"
+        return _unread_status(process, record)
     if policy is None:
         return False, _plain_end(status)
     final = policy.final_kill_signal
-    killing = _kill_before(process.pid, exited.at_us, policy, events)
+    killing = _kill_before(exited.at_us, policy, own)
     if status is not None and not _ended_by(status, final):
         return False, _plain_end(status)
     if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
         how = "ended by" if status is not None else "gone right after"
         return True, f"{how} {final}, which the manager had sent"
     if status is None:
-        return _unread_status(process, record, policy)
+        return _unread_status(process, record)
     if record.result == "timeout" and _may_kill(policy, process):
         return True, f"ended by {final}; Result=timeout says that the manager had sent it"
     return False, f"ended by {final}, but the manager was in no phase that sends it"
@@ -318,12 +322,10 @@ def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
     return policy.send_sigkill and process.role in roles_signalled(policy, "stop-sigkill")
 
 
-def _kill_before(
-    pid: int, exit_us: int, policy: StopPolicy, events: Iterable[Event]
-) -> int | None:
+def _kill_before(exit_us: int, policy: StopPolicy, own: Iterable[Event]) -> int | None:
     """When the manager's final signal went to the process, if that was before its exit."""
-    for event in events:
-        if _is_final_signal(event, policy) and event.pid == pid:
+    for event in own:
+        if _is_final_signal(event, policy):
             # The word of the phase may trail the exit it caused: the lower bound counts.
             lower = event.at_us if event.at_min_us is None else event.at_min_us
             if lower <= exit_us:
@@ -331,13 +333,15 @@ def _kill_before(
     return None
 
 
-def _unread_status(
-    process: WatchedProcess, record: StopRecord, policy: StopPolicy
-) -> tuple[bool | None, str]:
-    unseen = "its wait status could not be read"
+def _unread_status(process: WatchedProcess, record: StopRecord) -> tuple[bool | None, str]:
+    """An end that nobody saw is only in doubt where the manager may have sent its SIGKILL."""
+    policy = record.policy
+    if policy is None:
+        return False, "how it ended was not seen"
     phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
     rest_killed = _kills_rest(policy) and process.role is not Role.MAIN
     kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
+    unseen = "its wait status could not be read"
     if rest_killed or (kill_sent and _may_kill(policy, process)):
         return None, f"{unseen}, and the manager may have sent it {policy.final_kill_signal}"
     return False, f"{unseen}, but the manager sent it no {policy.final_kill_signal}"
@@ -366,7 +370,7 @@ def _judge(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, s
         return Verdict.KILLED, _killed_reason(record, killed)
     if failure := _failure(record):
         return Verdict.FAILED, failure
-    if unknown := _unknown(record, fates):
+    if unknown := _unknown(fates):
         return Verdict.UNKNOWN, unknown
     return Verdict.CLEAN, _clean_reason(fates)
 
@@ -394,10 +398,7 @@ def _failure(record: StopRecord) -> str | None:
     return None
 
 
-def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
-    gaps = [event for event in record.events if event.kind is EventKind.GAP]
-    if gaps:
-        return f"Events were lost on the way: {gaps[0].text}."
+def _unknown(fates: Sequence[ProcessFate]) -> str | None:
     hidden = [fate for fate in fates if fate.killed_by_manager is None]
     if hidden:
         names = _names((fate.pid, fate.comm) for fate in hidden)

@@ -6,6 +6,7 @@ imported when that command is asked for: start-up time is a feature.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,25 +16,24 @@ from click.exceptions import Abort, ClickException, UsageError
 
 from sdtool.cli.app import build_app
 from sdtool.cli.invocation import Invocation, report_failure
-from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError
+from sdtool.errors import Interrupted, InvalidArgument, SdtoolError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; the entry point of the console script."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation.guess(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name can have any character, a terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup(1) has it ignored: so it stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
     try:
         status = build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False)
-        sys.stdout.flush()
         return int(status or 0)
-    except BrokenPipeError:
-        # The reader has seen enough (head, less): no word about it, as cat and ls do.
-        sys.stdout = None
-        return Exit.OK
     except ClickException as error:
         return report_failure(invocation, _as_ours(error))
     except SdtoolError as error:

@@ -106,7 +106,21 @@ class Invocation:
     ) -> None:
         from sdtool.render.json import envelope
 
-        sys.stdout.write(envelope(self.command, data, errors, status) + "\n")
+        self.write(envelope(self.command, data, errors, status) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write to stdout; when its reader has gone (head, less), go on without a word.
+
+        The exit status still tells the answer, and a stop is still watched to its end.
+        """
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The descriptor itself, so that the flush at exit has nowhere to fail either.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
     def print(self, renderable: RenderableType) -> None:
         """Print for people; a pipe gets plain text in full width."""
@@ -117,7 +131,7 @@ class Invocation:
         with console.capture() as captured:
             console.print(renderable)
         lines = (line.rstrip() for line in captured.get().splitlines())
-        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        self.write("".join(f"{line}\n" for line in lines))
 
     def console(self) -> Console:
         """Where text goes, with the colours that the options and the terminal allow."""
@@ -132,6 +146,7 @@ class Invocation:
             else "standard"
             if colour
             else None,
+            no_color=False if self.color == "always" else None,
             highlight=False,
             soft_wrap=False,
             emoji=False,

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdtool.cli.invocation import Invocation
 from sdtool.cli.units import Units
-from sdtool.errors import InvalidArgument
+from sdtool.errors import Interrupted, InvalidArgument
 from sdtool.model.answer import Answer
 from sdtool.model.names import is_glob
 from sdtool.model.stop import Event, EventKind, StopReport, Verdict
@@ -62,7 +63,6 @@ def stop_command(
         observers=_parse_observers(observers),
     )
     names = _confirm(invocation, units, yes)
-    invocation.farewell = f"No longer watching; the stop job goes on ({', '.join(names)})."
     answer = _stop(invocation, names, options, jsonl)
     bad = any(report.verdict is not Verdict.CLEAN for report in answer.data)
     if invocation.json:
@@ -99,7 +99,8 @@ def _confirm(invocation: Invocation, units: list[str], yes: bool) -> list[str]:
             f"The pattern stands for {', '.join(found.data)}.", hint="--yes stops them"
         )
     sys.stderr.write(f"This stops:\n{listed}")
-    typer.confirm("Stop them?", abort=True, err=True)
+    if not typer.confirm("Stop them?", err=True):
+        raise Interrupted("Nothing was stopped.")
     return list(found.data)
 
 
@@ -108,24 +109,30 @@ def _stop(
 ) -> Answer[StopReport]:
     with ExitStack() as stack:
         if jsonl:
-            on_events: OnEvents = _print_json_lines
+            on_events: OnEvents = partial(_print_json_lines, invocation)
         elif invocation.json:
             on_events = _ignore
         else:
             on_events = _View(invocation, stack, several=len(names) > 1).on_events
-        return invocation.ask(lambda host: host.stop(names, options, on_events=on_events))
+        asked: list[str] = []
+
+        def on_request(unit: str) -> None:
+            asked.append(unit)
+            invocation.farewell = f"No longer watching; the stop job goes on: {', '.join(asked)}."
+
+        return invocation.ask(
+            lambda host: host.stop(names, options, on_events=on_events, on_request=on_request)
+        )
 
 
 def _ignore(events: Sequence[Event]) -> None:
     pass
 
 
-def _print_json_lines(events: Sequence[Event]) -> None:
+def _print_json_lines(invocation: Invocation, events: Sequence[Event]) -> None:
     from sdtool.render.json import event_line
 
-    for event in events:
-        sys.stdout.write(event_line(event) + "\n")
-    sys.stdout.flush()
+    invocation.write("".join(f"{event_line(event)}\n" for event in events))
 
 
 class _View:
@@ -176,4 +183,3 @@ class _View:
             self._live.console.print(line)
         else:
             self._invocation.print(line)
-            sys.stdout.flush()

@@ -11,22 +11,24 @@ methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from sdtool.analysis.membership import filter_listeners
+from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
-from sdtool.host.units import ListFilter, explain_pid, list_units, resolve, trace_unit
-from sdtool.model.answer import Answer, collect
+from sdtool.host.units import explain_pid, list_units, trace_unit
+from sdtool.model.answer import Answer
 from sdtool.model.facility import Facility
 from sdtool.model.process import ProcessOwner
 from sdtool.model.scope import Scope
 from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.stop import StopReport
-from sdtool.model.unit import ListedUnit, Trace
+from sdtool.model.unit import ListedUnit, ListFilter, Trace
 
 __all__ = ["Host", "ListFilter", "StopOptions"]
 
@@ -68,31 +70,44 @@ class Host:
 
     async def trace(self, units: Sequence[str]) -> Answer[Trace]:
         """Units with their processes and sockets; names and globs as systemctl takes them."""
-        found = await resolve(self._session, units)
-        traced = await collect(found.data, lambda name: trace_unit(self._session, name))
-        return Answer(data=traced.data, errors=found.errors + traced.errors)
+        names = await resolve(self._session, units)
+        return await ask_each(names, lambda name: trace_unit(self._session, name))
 
     async def port(self, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
         """Which unit owns each port; two entries where tcp and udp both have something."""
-        answers = await collect(specs, lambda spec: own_port(self._session, spec))
+        answers = await ask_each(specs, lambda spec: own_port(self._session, spec))
         return Answer(
             data=tuple(entry for found in answers.data for entry in found), errors=answers.errors
         )
 
     async def ports(self, units: Sequence[str] = ()) -> Answer[ListeningSocket]:
         """Every listening socket by unit, or those of the units."""
-        found = await resolve(self._session, units)
-        if units and not found.data:
-            return Answer(errors=found.errors)
-        return Answer(data=await own_listeners(self._session, found.data), errors=found.errors)
+        names = await resolve(self._session, units)
+        known = await ask_each(names, self._read_name)
+        if units and not known.data:
+            return Answer(errors=known.errors)
+        listeners = await own_listeners(self._session)
+        roots = await self._session.roots()
+        wanted = filter_listeners(listeners, known.data, roots) if units else listeners
+        return Answer(data=wanted, errors=known.errors)
+
+    async def _read_name(self, name: str) -> str:
+        """The Id of a unit that exists; aliases have another one."""
+        manager = await self._session.manager()
+        return (await manager.read_unit(name)).unit.name
 
     async def pid(self, pids: Sequence[int]) -> Answer[ProcessOwner]:
         """Who manages each process."""
-        return await collect(pids, lambda pid: explain_pid(self._session, pid))
+        return await ask_each(pids, lambda pid: explain_pid(self._session, pid))
 
     async def resolve(self, units: Sequence[str]) -> Answer[str]:
         """The names that arguments stand for: globs expanded, ``.service`` implied."""
-        return await resolve(self._session, units)
+        return split(await resolve(self._session, units))
+
+    async def complete(self, prefix: str) -> tuple[str, ...]:
+        """The loaded units whose names begin so."""
+        manager = await self._session.manager()
+        return tuple(unit.name for unit in await manager.list_units([f"{prefix}*"]))
 
     async def stop(
         self,
@@ -100,20 +115,26 @@ class Host:
         options: StopOptions | None = None,
         *,
         on_events: OnEvents | None = None,
+        on_request: Callable[[str], None] | None = None,
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
         Args:
+            on_request: Called with the name of each unit just before its stop is asked for.
             on_events: Called with events about 50 ms after they happened, in the order of
                 their times.
 
-        Cancelling stops the watch, not the jobs.
+        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
+        host would take the first one's signals.
         """
-        found = await resolve(self._session, units)
-        stopped = await stop_units(
-            self._session, found.data, options or StopOptions(), on_events or (lambda _: None)
+        names = await resolve(self._session, units)
+        return await stop_units(
+            self._session,
+            names,
+            options or StopOptions(),
+            on_events or (lambda _: None),
+            on_request or (lambda _: None),
         )
-        return Answer(data=stopped.data, errors=found.errors + stopped.errors)
 
     async def doctor(self) -> tuple[Facility, ...]:
         """What can be seen here, and why not; never raises for what is missing."""

@@ -9,7 +9,7 @@ from sdtool.analysis import membership
 from sdtool.analysis.signals import predict
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
-from sdtool.model.stop import EventKind, EventSource, WatchedProcess
+from sdtool.model.stop import EventKind, EventSource, Evidence, WatchedProcess
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.cgroups import CgroupMount
@@ -38,6 +38,8 @@ class Members:
         self._known: dict[ProcessId, WatchedProcess] = {}
         self._looked_at: frozenset[int] = frozenset()
         self._control_pid = details.control_pid
+        self._unwatched: set[ProcessId] = set()
+        self._walked_us = now_us()
 
     @property
     def known(self) -> tuple[WatchedProcess, ...]:
@@ -54,41 +56,42 @@ class Members:
             pass
 
     def rescan(self) -> None:
-        """Look for processes that were born since the last walk."""
+        """Look for processes that were born, or have gone, since the last walk."""
         self._walk(born_now=True)
 
     def _walk(self, *, born_now: bool) -> bool:
         """Walk the cgroup once; whether there was anybody new."""
         if self._group is None:
             return False
+        last_us, self._walked_us = self._walked_us, now_us()
         pids = cgroups.read_pids(self._mount, self._group)
         new = pids - self._looked_at
         # A pid that has left can come back as another process.
         self._looked_at = pids
         if self._pidfds is not None and new:
             make_room_for_descriptors(len(new))
-        found = [facts for pid in sorted(new) if (facts := processes.read_masked(pid)) is not None]
-        for facts in found:
-            if facts.id not in self._known:
+        for pid in sorted(new):
+            # First of all the pidfd: one that was born just now may be gone in a moment.
+            facts = processes.read_process(pid)
+            if facts is not None and facts.id not in self._known:
                 self._meet(facts, born_now=born_now)
+        self._miss(pids, last_us)
         return bool(new)
 
     def _meet(self, facts: ProcessFacts, *, born_now: bool) -> None:
-        policy = self._details.policy
-        disposition = Disposition.UNKNOWN
-        if policy is not None and not born_now:
-            disposition, _ = predict(facts, policy.kill_signal)
+        role = self._role_of(facts.id.pid)
+        watched = self._pidfds is not None and self._pidfds.watch(facts.id, facts.comm, role)
+        if not watched:
+            self._unwatched.add(facts.id)
         process = WatchedProcess(
             pid=facts.id.pid,
             start_ticks=facts.id.start_ticks,
             comm=facts.comm,
-            role=self._role_of(facts.id.pid),
-            disposition=disposition,
+            role=role,
+            disposition=Disposition.UNKNOWN if born_now else self._predict(facts),
             seen_us=now_us() if born_now else None,
         )
         self._known[facts.id] = process
-        if self._pidfds is not None:
-            self._pidfds.watch(facts.id, facts.comm, process.role)
         if born_now:
             self._log.note(
                 EventKind.PROCESS_NEW,
@@ -97,6 +100,31 @@ class Members:
                 pid=process.pid,
                 comm=process.comm,
                 role=process.role,
+            )
+
+    def _predict(self, facts: ProcessFacts) -> Disposition:
+        policy = self._details.policy
+        if policy is None:
+            return Disposition.UNKNOWN
+        masked = replace(facts, masks=processes.read_masks(facts.id.pid, facts.state))
+        return predict(masked, policy.kill_signal)[0]
+
+    def _miss(self, pids: frozenset[int], last_us: int) -> None:
+        """Note the end of those that no pidfd watches: it lies between two walks."""
+        for identity in [one for one in self._unwatched if one.pid not in pids]:
+            self._unwatched.discard(identity)
+            process = self._known[identity]
+            self._log.note(
+                EventKind.PROCESS_EXIT,
+                EventSource.CGROUP,
+                at_us=self._walked_us,
+                evidence=Evidence.INFERRED,
+                at_min_us=last_us,
+                at_max_us=self._walked_us,
+                pid=process.pid,
+                comm=process.comm,
+                role=process.role,
+                text="it is gone from the cgroup; nobody could see how it ended",
             )
 
     def _role_of(self, pid: int) -> Role:
@@ -128,14 +156,9 @@ class Members:
         """Those that have not been reaped yet."""
         return self._pidfds.watching() if self._pidfds is not None else frozenset()
 
-    def survivors(self, *, new_ones_too: bool) -> Iterator[ProcessRef]:
-        """Those that run now.
-
-        Args:
-            new_ones_too: Look for others first; not when the unit has been started again.
-        """
-        if new_ones_too:
-            self.rescan()
+    def survivors(self) -> Iterator[ProcessRef]:
+        """Those that run now, after one more walk."""
+        self.rescan()
         for identity, process in sorted(self._known.items()):
             facts = processes.read_process(identity.pid)
             if facts is not None and facts.id == identity and facts.state not in "ZX":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdtool.analysis import ownership
-from sdtool.errors import SdtoolError
+from sdtool.errors import SdtoolError, Unavailable
 from sdtool.host.session import Session
 from sdtool.model.process import ProcessFacts
 from sdtool.model.sockets import (
@@ -17,7 +17,6 @@ from sdtool.model.sockets import (
     PortSpec,
     Socket,
     SocketFacts,
-    SocketUnit,
 )
 from sdtool.sources import cgroups, processes, sockets
 
@@ -30,7 +29,7 @@ async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...
     """Who owns one port."""
     rows = sockets.read_port(spec.port, PROTOCOLS[spec.protocol])
     ids = cgroups.read_ids(session.mount) if rows else {}
-    scan = _scan_likely_holders(session, rows, ids)
+    scan = _scan_likely_holders(session, rows, ids or {})
     return ownership.judge_port(spec, rows, await _join(session, rows, ids, scan))
 
 
@@ -55,14 +54,27 @@ def _scan_likely_holders(
     return processes.read_holders(inodes, processes.read_pids(), all_pids=True)
 
 
-async def own_listeners(session: Session, units: Collection[str]) -> tuple[ListeningSocket, ...]:
-    """Every listening socket by unit, or those of the units alone."""
+async def own_listeners(session: Session) -> tuple[ListeningSocket, ...]:
+    """Every listening socket by unit."""
     rows = sockets.read_listeners()
     inodes = frozenset(row.inode for row in rows if row.inode)
     scan = processes.read_holders(inodes, processes.read_pids(), all_pids=True)
     joined = await _join(session, rows, cgroups.read_ids(session.mount), scan)
-    listeners = ownership.name_listeners(joined)
-    return tuple(row for row in listeners if not units or row.unit in units)
+    return ownership.name_listeners(joined)
+
+
+async def read_listeners_by_creator(
+    session: Session, ids: Mapping[int, str] | None
+) -> tuple[Socket, ...] | None:
+    """Every listening socket with its creator alone; None where creators are not known."""
+    if ids is None:
+        return None
+    try:
+        rows = sockets.read_listeners()
+    except Unavailable as error:
+        log.info("no ports: %s", error)
+        return None
+    return await _join(session, rows, ids, None)
 
 
 async def own_sockets(
@@ -75,9 +87,13 @@ async def own_sockets(
     """
     if group is None:
         return (), None
+    try:
+        rows = sockets.read_sockets()
+    except Unavailable as error:
+        return (), str(error)
     ids = cgroups.read_ids(session.mount)
-    own_ids = {key for key, path in ids.items() if path == group or path.startswith(f"{group}/")}
-    rows = sockets.read_sockets()
+    below = f"{group}/"
+    own_ids = {key for key, path in (ids or {}).items() if f"{path}/".startswith(below)}
     inodes = frozenset(row.inode for row in rows if row.inode)
     scan = processes.read_holders(inodes, [process.id.pid for process in members])
     held = {inode for inode, _, _ in scan.by_inode}
@@ -91,34 +107,31 @@ async def own_sockets(
 
 
 def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str | None:
-    ours = processes.read_netns("self")
-    foreign = {process.netns for process in members} - {ours, None}
-    if foreign:
+    namespaces = {process.netns for process in members}
+    if namespaces - {processes.read_netns("self"), None}:
         return "some of its processes are in another network namespace, which was not looked at"
     if scan.reason:
         return f"sockets passed to it from outside are not shown: {scan.reason}"
+    if None in namespaces:
+        return f"whether it has a network namespace of its own is hidden: {processes.PTRACE_HINT}"
     return None
 
 
 async def _join(
-    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str], scan: HolderScan
+    session: Session,
+    rows: Sequence[SocketFacts],
+    ids: Mapping[int, str] | None,
+    scan: HolderScan | None,
 ) -> tuple[Socket, ...]:
-    units = await read_socket_units(session, rows, ids, scan)
-    return ownership.join(rows, ids, scan, units, await session.roots())
-
-
-async def read_socket_units(
-    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str], scan: HolderScan
-) -> tuple[SocketUnit, ...]:
-    """The .socket units, where a manager made or holds one of the sockets; else none.
-
-    None too when the manager cannot be asked: then its own init.scope is all that is known.
-    """
-    joined = ownership.join(rows, ids, scan, (), await session.roots())
+    """Join, and once more with the .socket units where a manager made or holds a socket."""
+    roots = await session.roots()
+    joined = ownership.join(rows, ids, scan, (), roots)
     if not any(ownership.is_managers(socket.creator, socket.holders) for socket in joined):
-        return ()
+        return joined
     try:
-        return await (await session.manager()).list_socket_units()
+        units = await (await session.manager()).list_socket_units()
     except SdtoolError as error:
+        # The manager's own init.scope is then all that is known.
         log.warning("which .socket unit stands behind a socket is not known: %s", error)
-        return ()
+        return joined
+    return ownership.join(rows, ids, scan, units, roots)

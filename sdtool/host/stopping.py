@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sdtool.analysis import phases, protection, timeline
 from sdtool.errors import DeadlineExceeded, SdtoolError, Unavailable
+from sdtool.host.asking import split
 from sdtool.host.eventlog import OnEvents, now_us
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
@@ -28,7 +29,6 @@ from sdtool.sources.systemd import Manager
 RESCAN_S = 0.020
 LIVENESS_S = 1.0
 MARGIN_S = 30.0
-MAX_ALONG = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,91 +51,104 @@ class StopOptions:
 
 async def stop_units(
     session: Session,
-    names: Sequence[str],
+    names: Sequence[str | SdtoolError],
     options: StopOptions,
     on_events: OnEvents,
+    on_request: Callable[[str], None],
 ) -> Answer[StopReport]:
-    """Stop the units and report on each; a unit that cannot be stopped is an error."""
-    if not names:
-        return Answer()
-    manager = await session.manager()
-    watches: list[StopWatch] = []
-    errors: list[SdtoolError] = []
+    """Stop the units and report on each in the order asked; a refusal is an error."""
+    entries: dict[str, StopWatch | SdtoolError] = {}
     try:
-        for name in names:
-            try:
-                details = await manager.read_unit(name)
-                protection.require_stoppable(details.unit.name, _own_cgroup(), options.force)
-                along = await _read_along(manager, details)
-                watches.append(
-                    StopWatch(session.mount, manager, details, along, options.observers)
-                )
-            except SdtoolError as error:
-                errors.append(error)
-        errors += await _watch(manager, watches, options, on_events)
-        return Answer(
-            data=tuple(timeline.build(w.record()) for w in watches if w.finished),
-            errors=tuple(errors),
-        )
+        for number, name in enumerate(names):
+            entry = await _prepare(session, name, options)
+            # A unit under two names is stopped, and reported, once.
+            key = entry.name if isinstance(entry, StopWatch) else str(number)
+            entries.setdefault(key, entry)
+        watches = _watches(entries.values())
+        await _watch(session, watches, options, on_events, on_request)
+        return split([_outcome(entry) for entry in entries.values()])
     finally:
-        for watch in watches:
+        for watch in _watches(entries.values()):
             watch.close()
 
 
-def _own_cgroup() -> str:
-    return cgroups.read_process_cgroup("self") or "/"
+def _watches(entries: Iterable[StopWatch | SdtoolError]) -> list[StopWatch]:
+    return [entry for entry in entries if isinstance(entry, StopWatch)]
+
+
+async def _prepare(
+    session: Session, name: str | SdtoolError, options: StopOptions
+) -> StopWatch | SdtoolError:
+    """Look at a unit and at what goes down with it; the error where it must not be stopped."""
+    if isinstance(name, SdtoolError):
+        return name
+    try:
+        manager = await session.manager()
+        details = await manager.read_unit(name)
+        along = await _read_along(manager, details)
+        own = cgroups.read_process_cgroup("self") or "/"
+        if not options.force:
+            protection.require_stoppable(details.unit.name, (d.unit.name for d in along), own)
+        return StopWatch(session, manager, details, along, options.observers)
+    except SdtoolError as error:
+        return error
+
+
+def _outcome(entry: StopWatch | SdtoolError) -> StopReport | SdtoolError:
+    if isinstance(entry, SdtoolError):
+        return entry
+    return timeline.build(entry.record()) if entry.failure is None else entry.failure
 
 
 async def _read_along(manager: Manager, details: UnitDetails) -> tuple[UnitDetails, ...]:
     """The active units that go down with this one, and with those, and so on."""
-    known: dict[str, UnitDetails] = {}
-    waiting = list(details.stops_along)
-    while waiting and len(known) < MAX_ALONG:
-        name = waiting.pop(0)
-        if name in known or name == details.unit.name:
-            continue
-        with contextlib.suppress(SdtoolError):
-            other = await manager.read_unit(name)
-            if other.unit.active_state not in ("inactive", "failed"):
-                known[name] = other
-                waiting += other.stops_along
+    known = {details.unit.name: details}
+    waiting = details.stops_along
+    while waiting:
+        units = await manager.list_named([name for name in waiting if name not in known])
+        active = [unit.name for unit in units if unit.active_state not in ("inactive", "failed")]
+        found = [await manager.read_unit(name) for name in active]
+        known |= {other.unit.name: other for other in found}
+        waiting = tuple(name for other in found for name in other.stops_along)
+    del known[details.unit.name]
     return tuple(known.values())
 
 
 async def _watch(
-    manager: Manager,
+    session: Session,
     watches: Sequence[StopWatch],
     options: StopOptions,
     on_events: OnEvents,
-) -> list[SdtoolError]:
+    on_request: Callable[[str], None],
+) -> None:
     """Arm everything, ask for the stops, and stay until all of them are over."""
     active = [watch for watch in watches if not watch.finished]
     if not active:
-        return []
+        return
+    manager = await session.manager()
     signals = await manager.subscribe()
     for watch in active:
         await watch.arm(on_events)
-    errors: list[SdtoolError] = []
     async with _pumping(manager, signals, active):
         try:
             async with asyncio.timeout(_deadline(active, options)):
-                errors += await _request(active, options)
-                for watch in active:
-                    await watch.wait_for_end()
+                await _request(active, options, on_request)
+                await asyncio.gather(*(watch.wait_for_end() for watch in active))
         except TimeoutError:
-            late = [w for w in active if w.requested and not w.finished]
-            return errors + [_too_late(watch.name, options) for watch in late]
-    return errors + [watch.failure for watch in active if watch.failure is not None]
+            for watch in active:
+                if not watch.finished and watch.failure is None:
+                    watch.failure = _too_late(watch, options)
 
 
-async def _request(watches: Sequence[StopWatch], options: StopOptions) -> list[SdtoolError]:
-    errors: list[SdtoolError] = []
+async def _request(
+    watches: Sequence[StopWatch], options: StopOptions, on_request: Callable[[str], None]
+) -> None:
+    """Ask for all the stops; a unit may be on its way down with the first of them."""
     for watch in watches:
-        try:
-            await watch.request(interactive=options.interactive)
-        except SdtoolError as error:
-            errors.append(error)
-    return errors
+        watch.begin()
+    for watch in watches:
+        on_request(watch.name)
+        await watch.request(interactive=options.interactive)
 
 
 def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | None:
@@ -152,12 +165,16 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
     return longest + MARGIN_S
 
 
-def _too_late(name: str, options: StopOptions) -> DeadlineExceeded:
+def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
     after = f"{options.deadline_s:g} s" if options.deadline_s else "all of systemd's own limits"
+    if not watch.requested:
+        return DeadlineExceeded(
+            f"{watch.name} was not asked to stop: {after} had passed.", subject=watch.name
+        )
     return DeadlineExceeded(
-        f"{name} is still stopping after {after}; the stop job goes on.",
-        subject=name,
-        hint=f"systemctl list-jobs, or sdtool trace {name}",
+        f"{watch.name} is still stopping after {after}; the stop job goes on.",
+        subject=watch.name,
+        hint=f"systemctl list-jobs, or sdtool trace {watch.name}",
     )
 
 

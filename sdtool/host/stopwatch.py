@@ -12,6 +12,7 @@ from sdtool.analysis import phases, timeline
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
 from sdtool.host.eventlog import HOLD_BACK_US, EventLog, OnEvents, now_us
 from sdtool.host.members import Members
+from sdtool.host.session import Session
 from sdtool.model.manager import ConnectionLost, JobChange, MainExit, ManagerSignal, UnitChange
 from sdtool.model.names import unit_path
 from sdtool.model.process import ProcessRef, Role
@@ -28,8 +29,8 @@ from sdtool.model.stop import (
 )
 from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources import cgroups, sockets
-from sdtool.sources.cgroups import CgroupMount, CgroupObserver
-from sdtool.sources.pidfds import PidfdObserver, probe_exit_info
+from sdtool.sources.cgroups import CgroupObserver
+from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockets import SocketObserver
 from sdtool.sources.systemd import Manager
 
@@ -71,7 +72,7 @@ class StopWatch:
 
     def __init__(
         self,
-        mount: CgroupMount,
+        session: Session,
         manager: Manager,
         details: UnitDetails,
         along: Sequence[UnitDetails],
@@ -81,14 +82,14 @@ class StopWatch:
         self.name = unit.name
         self.policy = details.policy
         self.failure: SdtoolError | None = None
-        self._mount = mount
+        self._mount = session.mount
         self._manager = manager
         self._details = details
         self._along = along
         self._wanted = wanted
         self._log = EventLog(unit.name)
-        self._pidfds = self._make_pidfds()
-        self._members = Members(mount, details, self._log, self._pidfds)
+        self._pidfds = self._make_pidfds(session)
+        self._members = Members(session.mount, details, self._log, self._pidfds)
         self._observers: list[Observer] = [self._pidfds] if self._pidfds else []
         self._listeners: tuple[SocketFacts, ...] = ()
         self._active_state, self._sub_state = unit.active_state, unit.sub_state
@@ -105,6 +106,7 @@ class StopWatch:
         self._survivors: tuple[ProcessRef, ...] = ()
         self._still_held: tuple[SocketFacts, ...] = ()
         self._still_up: frozenset[str] = frozenset()
+        self._begun = False
         self.requested = False
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
@@ -116,12 +118,8 @@ class StopWatch:
 
     # Before the job --------------------------------------------------------------------------
 
-    def _make_pidfds(self) -> PidfdObserver | None:
-        if not self._is_wanted("pidfd"):
-            return None
-        observer = PidfdObserver(self.name)
-        observer.has_status, observer.reason = probe_exit_info()
-        return observer
+    def _make_pidfds(self, session: Session) -> PidfdObserver | None:
+        return PidfdObserver(self.name, session.exit_info) if self._is_wanted("pidfd") else None
 
     def _is_wanted(self, switch: str) -> bool:
         return self._wanted is None or switch in self._wanted
@@ -143,24 +141,30 @@ class StopWatch:
     def _observe_sockets(self, group: str) -> SocketObserver:
         # Armed before the dump: a socket that goes between the two would never be missed.
         observer = SocketObserver(self.name)
-        own = cgroups.read_tree(self._mount, group).paths
-        self._listeners = tuple(r for r in sockets.read_listeners() if r.cgroup_id in own)
+        own = cgroups.read_tree(self._mount, group).ids or {}
+        try:
+            rows = sockets.read_listeners()
+        except Unavailable as error:
+            observer.reason = str(error)
+            return observer
+        self._listeners = tuple(row for row in rows if row.cgroup_id in own)
         observer.watch(self._listeners)
         return observer
 
-    async def request(self, *, interactive: bool) -> None:
-        """Queue the stop job.
-
-        Raises:
-            AccessDenied: The manager or polkit refused.
-        """
+    def begin(self) -> None:
+        """From now on what is seen belongs to the stop: it may come with that of another unit."""
         self._requested_us = now_us()
+        self._begun = True
+
+    async def request(self, *, interactive: bool) -> None:
+        """Queue the stop job; a refusal becomes the ``failure``."""
         self.requested = True
         try:
             self._job = await self._manager.queue_job("stop", self.name, interactive=interactive)
-        except SdtoolError:
-            self.requested = False
-            raise
+        except SdtoolError as error:
+            self._begun = False
+            self.failure = error
+            return
         # The job can be over before its path is in our hands.
         if self._job in self._ended_jobs:
             self._end_job(self._ended_jobs[self._job])
@@ -180,7 +184,7 @@ class StopWatch:
     def on_tick(self, now: int) -> None:
         """Look for new processes, and hand on what was held back long enough."""
         self.read_observers()
-        if self.requested and not self._job_over.is_set():
+        if self._begun and not self._job_over.is_set():
             self._members.rescan()
         self._infer_phases(now - HOLD_BACK_US)
         self._log.hand_on(now - HOLD_BACK_US)
@@ -220,7 +224,7 @@ class StopWatch:
 
     def _on_main_exit(self, main: MainExit) -> None:
         """The manager's word on its main process, where no pidfd tells its wait status."""
-        if not self.requested or main.pid != self._details.unit.main_pid:
+        if not self._begun or main.pid != self._details.unit.main_pid:
             return
         self._main_exit = main
         if self._pidfds is not None and self._pidfds.has_status:
@@ -247,7 +251,7 @@ class StopWatch:
             limit_us=phases.limit_of(policy, self._sub_state) if policy and stopping else None,
             then=phases.after_limit(policy, self._sub_state) if policy and stopping else None,
         )
-        if self.requested:
+        if self._begun:
             self._new_phases.append(state)
             if self._active_state in ENDED:
                 self._ended_us = at_us
@@ -266,7 +270,7 @@ class StopWatch:
             )
 
     def _on_job(self, change: JobChange) -> None:
-        if not self.requested:
+        if not self._begun:
             return
         if change.result is None:
             self._log.note(EventKind.JOB_NEW, EventSource.DBUS)
@@ -290,13 +294,15 @@ class StopWatch:
         Raises:
             Unavailable: The manager does not answer.
         """
-        if not self.requested or self._job_over.is_set():
+        if self._job is None or self._job_over.is_set():
             return
         unit = await self._read_unit()
         if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
             return
         self._active_state, self._sub_state = unit.active_state, unit.sub_state
         self._result = unit.result or self._result
+        lost = "the end of the job was not told, and seen only by asking"
+        self._log.note(EventKind.GAP, EventSource.DBUS, text=lost)
         self._end_job(None)
 
     async def _read_unit(self) -> Unit:
@@ -308,7 +314,7 @@ class StopWatch:
 
     def fail(self, error: SdtoolError) -> None:
         """Give up watching: the report would not be true."""
-        if self.requested and not self._job_over.is_set():
+        if self._begun and not self._job_over.is_set():
             self.failure = error
             self._job_over.set()
 
@@ -324,7 +330,7 @@ class StopWatch:
 
         Returns at once for a unit whose stop was refused.
         """
-        if not self.requested:
+        if not self._begun:
             return
         await self._job_over.wait()
         if self._crash is not None:
@@ -369,19 +375,20 @@ class StopWatch:
 
     async def _look_around(self) -> None:
         """What still runs, what went down along, what can start it again."""
-        ended = self._active_state in ENDED
-        self._survivors = tuple(self._members.survivors(new_ones_too=ended))
+        if self._active_state in ENDED:
+            # Where the stop was canceled or undone, what runs is no left-over.
+            self._survivors = tuple(self._members.survivors())
         if self._listeners:
             present = {row.cookie for row in sockets.read_listeners()}
             self._still_held = tuple(row for row in self._listeners if row.cookie in present)
         names = [*(details.unit.name for details in self._along), *self._details.triggered_by]
-        units = await self._manager.list_units(names) if names else ()
+        units = await self._manager.list_named(names)
         self._still_up = frozenset(u.name for u in units if u.active_state not in ENDED)
 
     def record(self) -> StopRecord:
         """All that was gathered."""
         triggers = tuple(u for u in self._details.triggered_by if u in self._still_up)
-        started_again = self._active_state not in (*ENDED, "deactivating")
+        undone = self._job_result == "done" and self._active_state not in ENDED
         along = (details.unit.name for details in self._along)
         return StopRecord(
             unit=self.name,
@@ -396,11 +403,11 @@ class StopWatch:
             job_result=self._job_result,
             result=self._result,
             active_state=self._active_state,
-            sub_state=self._sub_state,
             released=tuple(self._port(r) for r in self._listeners if r not in self._still_held),
             held=tuple(self._port(r) for r in self._still_held),
             also_stopped=tuple(name for name in along if name not in self._still_up),
-            reactivated_by=triggers if started_again else (),
+            # Systemd does not say which of several it was: named only where it is certain.
+            reactivated_by=triggers if undone and len(triggers) == 1 else (),
             triggers_active=triggers,
             already_inactive=self.already_inactive,
         )

@@ -2,113 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from sdtool.analysis import membership, ownership
-from sdtool.errors import InvalidArgument, NoSuchProcess, NoSuchUnit, SdtoolError
-from sdtool.host.ports import own_sockets, read_socket_units
+from sdtool.errors import InvalidArgument, NoSuchProcess, SdtoolError
+from sdtool.host.asking import nothing_matches
+from sdtool.host.ports import own_sockets, read_listeners_by_creator
 from sdtool.host.session import Session
-from sdtool.model.answer import Answer
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
-from sdtool.model.scope import Scope
-from sdtool.model.sockets import HolderScan
-from sdtool.model.unit import ListedUnit, Trace, Unit, UnitDetails
-from sdtool.sources import cgroups, processes, sockets
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListFilter:
-    """Which units to list, with the meaning of systemctl's options.
-
-    Attributes:
-        types: Unit types (service, socket ...); empty for all.
-        states: Load, active or sub states; empty for all that are not inactive.
-        everything: Inactive units and units that follow another one too.
-    """
-
-    types: Collection[str] = ()
-    states: Collection[str] = ()
-    everything: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a type that systemd does not have.
-
-        Raises:
-            InvalidArgument: An unknown type.
-        """
-        for kind in set(self.types) - UNIT_TYPES:
-            raise InvalidArgument(
-                f"{kind} is no unit type.", subject=kind, hint=", ".join(sorted(UNIT_TYPES))
-            )
-
-    def wants(self, unit: Unit) -> bool:
-        """Whether the unit is to be shown."""
-        if self.types and unit.unit_type not in self.types:
-            return False
-        if self.states:
-            return not {unit.load_state, unit.active_state, unit.sub_state}.isdisjoint(self.states)
-        if self.everything:
-            return True
-        if unit.following is not None:
-            return False
-        return unit.job is not None or unit.active_state != "inactive"
+from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
+from sdtool.sources import cgroups, processes
 
 
 async def list_units(
     session: Session, patterns: Sequence[str], filters: ListFilter
 ) -> tuple[ListedUnit, ...]:
-    """The units that the patterns and filters leave, with their processes and ports."""
+    """The units that the patterns and filters leave, with their processes and ports.
+
+    Raises:
+        InvalidArgument: An unknown unit type.
+        NoSuchUnit: No loaded unit matches the patterns.
+    """
+    _require_known_types(filters)
     manager = await session.manager()
     wanted = [text if is_glob(text) else unit_name(text) for text in patterns]
     units = await manager.list_units(wanted)
     if patterns and not units:
-        raise _nothing_matches(patterns)
+        raise nothing_matches(patterns)
     roots = await session.roots()
-    tree = cgroups.read_tree(session.mount, roots.user or roots.system)
-    listeners = sockets.read_listeners()
+    top = roots.user or roots.system
+    # A mount namespace of our own can show another hierarchy than the manager's.
+    seen = cgroups.exists(session.mount, top)
+    tree = cgroups.read_tree(session.mount, top)
     return membership.list_units(
-        filter(filters.wants, units),
-        tree.members,
+        (unit for unit in units if membership.wants(filters, unit)),
         tree.paths,
-        listeners,
-        await read_socket_units(session, listeners, tree.paths, HolderScan()),
+        tree.members if seen else None,
+        await read_listeners_by_creator(session, tree.ids) if seen else None,
         roots,
     )
 
 
-def _nothing_matches(patterns: Sequence[str]) -> NoSuchUnit:
-    return NoSuchUnit(
-        f"No loaded unit matches {', '.join(patterns)}.",
-        subject=patterns[0],
-        hint="sdtool list --all shows the loaded units",
-    )
-
-
-async def resolve(session: Session, arguments: Sequence[str]) -> Answer[str]:
-    """The unit names that arguments stand for, each once, in the order asked.
-
-    Globs match loaded units only, as in systemctl.
-    """
-    names: dict[str, None] = {}
-    errors: list[SdtoolError] = []
-    for text in arguments:
-        try:
-            names |= dict.fromkeys(await _resolve_one(session, text))
-        except (NoSuchUnit, InvalidArgument) as error:
-            errors.append(error)
-    return Answer(data=tuple(names), errors=tuple(errors))
-
-
-async def _resolve_one(session: Session, text: str) -> list[str]:
-    if not is_glob(text):
-        return [unit_name(text)]
-    manager = await session.manager()
-    units = await manager.list_units([text])
-    if not units:
-        raise _nothing_matches([text])
-    return [unit.name for unit in units]
+def _require_known_types(filters: ListFilter) -> None:
+    for kind in sorted(set(filters.types) - UNIT_TYPES):
+        raise InvalidArgument(
+            f"{kind} is no unit type.", subject=kind, hint=", ".join(sorted(UNIT_TYPES))
+        )
 
 
 async def trace_unit(session: Session, name: str) -> Trace:
@@ -150,20 +90,20 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
         raise NoSuchProcess(f"There is no process {pid}.", subject=str(pid))
     roots = await session.roots()
     owner = ownership.read_path(facts.control_group or "/", roots)
-    name = owner.user_unit if session.scope is Scope.USER else owner.unit
-    return membership.explain_process(
-        facts,
-        await _read_unit_if_possible(session, name),
-        tuple(processes.read_ancestry(pid)),
-        roots,
+    details, not_asked = await _read_unit_if_possible(
+        session, membership.asked_unit(owner.innermost, owner.manager, roots)
     )
+    ancestry = tuple(processes.read_ancestry(pid))
+    return membership.explain_process(facts, details, not_asked, ancestry, roots)
 
 
-async def _read_unit_if_possible(session: Session, name: str | None) -> UnitDetails | None:
-    """The unit, or None when the manager cannot be asked: the cgroup has told the most."""
+async def _read_unit_if_possible(
+    session: Session, name: str | None
+) -> tuple[UnitDetails | None, str | None]:
+    """The unit, or why the manager could not be asked: the cgroup has told the most."""
     if name is None:
-        return None
+        return None, None
     try:
-        return await (await session.manager()).read_unit(name)
-    except SdtoolError:
-        return None
+        return await (await session.manager()).read_unit(name), None
+    except SdtoolError as error:
+        return None, str(error)

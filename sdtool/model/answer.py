@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sdtool.errors import SdtoolError
 
-A = TypeVar("A")
-T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -24,15 +21,3 @@ class Answer(Generic[T_co]):
 
     data: tuple[T_co, ...] = ()
     errors: tuple[SdtoolError, ...] = ()
-
-
-async def collect(asked: Sequence[A], answer: Callable[[A], Awaitable[T]]) -> Answer[T]:
-    """Ask one after the other; an ``SdtoolError`` of one leaves the others their answer."""
-    data: list[T] = []
-    errors: list[SdtoolError] = []
-    for one in asked:
-        try:
-            data.append(await answer(one))
-        except SdtoolError as error:
-            errors.append(error)
-    return Answer(data=tuple(data), errors=tuple(errors))

@@ -64,13 +64,6 @@ class JobChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnitRemoved:
-    """The manager forgot a unit (garbage collection after a clean stop)."""
-
-    unit: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerReloading:
     """daemon-reload or daemon-reexec began (``active``) or ended: signals were lost between."""
 
@@ -84,4 +77,4 @@ class ConnectionLost:
     reason: str
 
 
-ManagerSignal = UnitChange | JobChange | UnitRemoved | ManagerReloading | ConnectionLost
+ManagerSignal = UnitChange | JobChange | ManagerReloading | ConnectionLost

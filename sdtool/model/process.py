@@ -48,8 +48,6 @@ class SignalMasks:
         caught: Signals with a handler (SigCgt).
         ignored: Signals set to SIG_IGN (SigIgn).
         blocked: Signals that every thread blocks; a process-wide signal then stays pending.
-        blocked_by_some: Signals that at least one thread blocks.
-        pending: Process-wide pending signals (ShdPnd).
         namespace_init: It is PID 1 of a pid namespace below ours: the kernel drops signals
             that it has no handler for.
         signalfd: Signals that its signalfd descriptors take; None when not readable.
@@ -59,8 +57,6 @@ class SignalMasks:
     caught: int
     ignored: int
     blocked: int
-    blocked_by_some: int
-    pending: int
     namespace_init: bool
     signalfd: int | None
     waiting: bool | None
@@ -148,6 +144,7 @@ class ProcessOwner:
     Attributes:
         unit: The unit of the system manager it belongs to.
         user_unit: The unit of a user manager it belongs to.
+        role_reason: Why the role is None: no manager has it, or none could be asked.
         managed: False when no manager started it as part of a service or scope of its own.
         managed_reason: What it is then: started from a terminal, a left-over, or outside.
         ancestry: From its parent up to the oldest visible ancestor.
@@ -161,6 +158,7 @@ class ProcessOwner:
     session: str | None
     container: Container | None
     role: Role | None
+    role_reason: str | None
     managed: bool
     managed_reason: str
     ancestry: tuple[ProcessRef, ...]

@@ -99,20 +99,23 @@ class Creator:
 
     Attributes:
         unit: The innermost unit of that cgroup; None outside every unit.
+        manager: Whose unit it is: "system", "user" (the manager asked) or a user@UID.service.
         control_group: Its path.
     """
 
     unit: str | None
+    manager: str | None
     control_group: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process with a descriptor of the socket."""
+    """A process with a descriptor of the socket; unit and manager as in ``Creator``."""
 
     pid: int
     comm: str
     unit: str | None
+    manager: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +168,18 @@ class Socket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortOwner:
-    """One owner of a port; ``unit`` None is a process outside every unit."""
+    """One owner of a port.
+
+    Attributes:
+        unit: None for processes outside every unit, and for the kernel.
+        manager: Whose unit it is, as in ``Creator``.
+        holders: The holders of the socket that belong to this owner.
+    """
 
     unit: str | None
+    manager: str | None
     via: Via
+    holders: tuple[Holder, ...]
     socket: Socket
 
 
@@ -209,4 +220,5 @@ class ListeningSocket:
     """One listening socket with the unit that owns it; None is no unit or not known."""
 
     unit: str | None
+    manager: str | None
     socket: Socket

@@ -234,7 +234,6 @@ class StopRecord:
     job_result: str | None
     result: str | None
     active_state: str
-    sub_state: str
     released: tuple[PortChange, ...]
     held: tuple[PortChange, ...]
     also_stopped: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sdtool.model.process import Process
@@ -47,6 +48,21 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListFilter:
+    """Which units to list, with the meaning of systemctl's options.
+
+    Attributes:
+        types: Unit types (service, socket ...); empty for all.
+        states: Load, active or sub states; empty for all that are not inactive.
+        everything: Inactive units and units that follow another one too.
+    """
+
+    types: Collection[str] = ()
+    states: Collection[str] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListedUnit(Unit):
     """A unit in a list: read in one sweep, so only what one sweep gives is filled in.
 
@@ -71,20 +87,14 @@ class UnitDetails:
         policy: None for a unit type that kills nothing (targets, devices, slices ...).
         control_pid: The ExecStop=, ExecReload= ... command running now.
         triggered_by: The .socket, .path or .timer units that start it.
-        triggers: The units that this one starts.
         stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
-        changed_us: StateChangeTimestampMonotonic.
-        fd_store: Descriptors that the manager keeps for it (FileDescriptorStoreMax=).
     """
 
     unit: Unit
     policy: StopPolicy | None = None
     control_pid: int | None = None
     triggered_by: tuple[str, ...] = ()
-    triggers: tuple[str, ...] = ()
     stops_along: tuple[str, ...] = ()
-    changed_us: int | None = None
-    fd_store: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +142,26 @@ class CgroupOwner:
         user_unit: The unit of a user manager (below user@UID.service, or the manager asked).
         slice: The slice of the innermost of the two.
         session: The login session's id, when it sits in session-ID.scope.
+        asked: ``user_unit`` belongs to the user manager that was asked.
     """
 
     unit: str | None = None
     user_unit: str | None = None
     slice: str | None = None
     session: str | None = None
+    asked: bool = False
 
     @property
     def innermost(self) -> str | None:
         """The unit closest to the process."""
         return self.user_unit or self.unit
+
+    @property
+    def manager(self) -> str | None:
+        """Whose unit the innermost one is; None when there is none.
+
+        "system", "user" for the user manager that was asked, or another one's user@UID.service.
+        """
+        if self.user_unit is None:
+            return "system" if self.unit else None
+        return "user" if self.asked else self.unit

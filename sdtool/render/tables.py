@@ -123,10 +123,10 @@ def _port(answer: PortOwnership) -> RenderableType:
 
 
 def _owner(owner: PortOwner) -> RenderableType:
-    unit = Text(clean(owner.unit) if owner.unit else "no unit", "bold" if owner.unit else "yellow")
+    unit = label_unit(owner.unit, owner.manager) or "no unit"
     return Text.assemble(
         "  ",
-        unit,
+        (unit, "bold" if owner.unit else "yellow"),
         f"  {VIA_WORDS[owner.via]}: ",
         (address(owner.socket), "cyan"),
         f" {owner.socket.state}",
@@ -135,12 +135,18 @@ def _owner(owner: PortOwner) -> RenderableType:
 
 
 def _holder_words(owner: PortOwner) -> list[str]:
-    socket = owner.socket
-    if socket.holders is None:
+    if owner.socket.holders is None:
         return ["; holders not visible"]
-    wanted = "init.scope" if owner.via is Via.SOCKET_UNIT else owner.unit
-    pids = [f"{h.pid} ({clean(h.comm)})" for h in socket.holders if h.unit == wanted]
+    pids = [f"{holder.pid} ({clean(holder.comm)})" for holder in owner.holders]
     return [f"; {'pid' if len(pids) == 1 else 'pids'} {', '.join(pids)}"] if pids else []
+
+
+def label_unit(unit: str | None, manager: str | None) -> str | None:
+    """A unit's name, with its manager where that is not the one that was asked."""
+    if unit is None:
+        return None
+    foreign = manager is not None and manager not in ("system", "user")
+    return clean(f"{unit} of {manager}" if foreign else unit)
 
 
 def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
@@ -149,7 +155,7 @@ def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
     for row in rows:
         creator = row.socket.creator
         table.add_row(
-            cell(row.unit or "-", "bold" if row.unit else "yellow"),
+            cell(label_unit(row.unit, row.manager) or "-", "bold" if row.unit else "yellow"),
             row.socket.protocol,
             cell(address(row.socket), "cyan"),
             cell(_holders(row.socket)),

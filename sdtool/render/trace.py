@@ -154,10 +154,8 @@ def _socket_part(trace: Trace) -> list[RenderableType]:
 
 def _sockets(trace: Trace) -> RenderableType:
     table = new_table("SOCKET", "ADDRESS", "STATE", "HELD BY", "")
-    open_doors = [
-        s for s in trace.sockets if s.protocol == "udp" or s.state in ("LISTEN", "BOUND")
-    ]
-    connections = [s for s in trace.sockets if s not in open_doors]
+    open_doors = [socket for socket in trace.sockets if _is_open(socket)]
+    connections = [socket for socket in trace.sockets if not _is_open(socket)]
     for socket in (*open_doors, *connections[:MAX_CONNECTIONS]):
         table.add_row(
             Text(socket.protocol),
@@ -170,6 +168,11 @@ def _sockets(trace: Trace) -> RenderableType:
         more = len(connections) - MAX_CONNECTIONS
         return Group(table, Text(f"and {count(more, 'more connection')}", "dim"))
     return table
+
+
+def _is_open(socket: Socket) -> bool:
+    """Whether others can come in by it: what people look for first."""
+    return socket.protocol == "udp" or socket.state in ("LISTEN", "BOUND")
 
 
 def _held_by(socket: Socket) -> str:

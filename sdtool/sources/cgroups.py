@@ -47,11 +47,13 @@ class CgroupTree:
     """One sweep through the hierarchy below a cgroup.
 
     Attributes:
-        paths: Cgroup id -> path, for every cgroup.
+        paths: Every cgroup, parents first.
+        ids: Cgroup id -> path; None on cgroup v1, whose inodes sock_diag does not mean.
         members: Path -> pids, for the cgroups that have any.
     """
 
-    paths: Mapping[int, str]
+    paths: tuple[str, ...]
+    ids: Mapping[int, str] | None
     members: Mapping[str, tuple[int, ...]]
 
 
@@ -100,21 +102,23 @@ def _unescape(field: str) -> str:
 
 def read_tree(mount: CgroupMount, control_group: str = "/") -> CgroupTree:
     """Walk a cgroup and everything below it, once; cgroups that go away meanwhile are skipped."""
-    paths: dict[int, str] = {}
+    ids: dict[int, str] = {}
     members: dict[str, tuple[int, ...]] = {}
     top = mount.directory(control_group)
     prefix_length = len(str(mount.path).rstrip("/"))
     for directory, inode in _walk(str(top)):
         path = directory[prefix_length:] or "/"
-        paths[inode] = path
+        ids[inode] = path
         pids = read_procs(directory)
         if pids:
             members[path] = pids
-    return CgroupTree(paths, members)
+    return CgroupTree(tuple(ids.values()), ids if mount.version == 2 else None, members)
 
 
-def read_ids(mount: CgroupMount) -> dict[int, str]:
-    """Cgroup id -> path for the whole hierarchy, without looking at the members."""
+def read_ids(mount: CgroupMount) -> Mapping[int, str] | None:
+    """Cgroup id -> path for the whole hierarchy; None on cgroup v1, where ids say nothing."""
+    if mount.version == 1:
+        return None
     prefix_length = len(str(mount.path).rstrip("/"))
     return {inode: path[prefix_length:] or "/" for path, inode in _walk(str(mount.path))}
 

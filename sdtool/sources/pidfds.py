@@ -64,15 +64,19 @@ def probe_exit_info() -> tuple[bool, str]:
     Asked of a process of our own, because the version number does not tell on patched kernels.
     """
     # Not fork(2): the caller may have threads, a live view for one.
-    child = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
-    pidfd = os.pidfd_open(child)
+    pidfd = -1
     try:
-        os.waitpid(child, 0)
+        child = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
+        try:
+            pidfd = os.pidfd_open(child)
+        finally:
+            os.waitpid(child, 0)
         status = read_exit_status(pidfd)
     except OSError:
         return False, NO_EXIT_INFO
     finally:
-        os.close(pidfd)
+        if pidfd >= 0:
+            os.close(pidfd)
     if status == ExitCode(code=3):
         return True, "wait statuses of any process (PIDFD_GET_INFO)"
     return False, NO_EXIT_INFO
@@ -91,18 +95,22 @@ def make_room_for_descriptors(count: int) -> None:
 
 
 class PidfdObserver:
-    """Watches the exits of a growing set of processes of one unit."""
+    """Watches the exits of a growing set of processes of one unit.
+
+    Args:
+        exit_info: What ``probe_exit_info`` said.
+    """
 
     name = "pidfd"
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, exit_info: tuple[bool, str]) -> None:
         self._unit = unit
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[ProcessId, str, Role]] = {}
         self._exited: dict[int, int] = {}
         self.lost = 0
-        self.available, self.reason = True, "exits with their wait status"
-        self.has_status = True
+        self.available = True
+        self.has_status, self.reason = exit_info
 
     def fileno(self) -> int:
         """Readable when a process exited or was reaped."""
@@ -112,7 +120,11 @@ class PidfdObserver:
         """Begin to watch a process; False when it is gone already or its pid was reused."""
         try:
             pidfd = os.pidfd_open(process.pid)
-        except OSError:
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            self.lost += 1
+            self.reason = f"not all processes watched: {os.strerror(error.errno or 0)}"
             return False
         if read_identity(process.pid) != process:
             os.close(pidfd)

@@ -156,17 +156,14 @@ def parse_masks(
 ) -> SignalMasks:
     """The Sig* lines of /proc/PID/status, with each thread's SigBlk beside them."""
     status = parse_status(data)
-    by_all = by_some = blocked[0] if blocked else int(status[b"SigBlk"], 16)
+    by_all = blocked[0] if blocked else int(status[b"SigBlk"], 16)
     for mask in blocked:
         by_all &= mask
-        by_some |= mask
     pids = status.get(b"NSpid", b"").split()
     return SignalMasks(
         caught=int(status[b"SigCgt"], 16),
         ignored=int(status[b"SigIgn"], 16),
         blocked=by_all,
-        blocked_by_some=by_some,
-        pending=int(status[b"ShdPnd"], 16),
         namespace_init=len(pids) > 1 and pids[-1] == b"1",
         signalfd=signalfd,
         waiting=waiting,

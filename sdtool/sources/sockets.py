@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from sdtool.errors import Unavailable
 from sdtool.model.sockets import SocketFacts
 from sdtool.model.stop import Event, EventKind, EventSource
 from sdtool.sources.processes import read_netns
@@ -142,13 +143,23 @@ def _dump(query: Query) -> list[bytes]:
         try:
             rows, interrupted = _dump_once(query)
         except OSError as error:
-            # A protocol that this kernel was built without: there can be no such sockets.
-            if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EINVAL):
+            if _is_absent(query, error.errno):
                 return []
-            raise
+            raise Unavailable(
+                f"The kernel does not list {query.protocol} sockets: "
+                f"{os.strerror(error.errno or 0)} (NETLINK_SOCK_DIAG).",
+                hint=f"modprobe {query.protocol}_diag, if the kernel has it as a module",
+            ) from error
         if not interrupted:
             break
     return rows
+
+
+def _is_absent(query: Query, code: int | None) -> bool:
+    """Whether the error says that there can be no such sockets, not that they cannot be listed."""
+    if query.protocol == "mptcp":
+        return code in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EINVAL)
+    return query.family == socket.AF_INET6 and code in (errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def _dump_once(query: Query) -> tuple[list[bytes], bool]:

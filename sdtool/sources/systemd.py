@@ -37,7 +37,6 @@ from sdtool.model.manager import (
     ManagerReloading,
     ManagerSignal,
     UnitChange,
-    UnitRemoved,
 )
 from sdtool.model.names import unit_name_of_path, unit_path
 from sdtool.model.process import signal_name
@@ -70,6 +69,7 @@ MANAGER_PATH = "/org/freedesktop/systemd1"
 MANAGER = "org.freedesktop.systemd1.Manager"
 UNIT = "org.freedesktop.systemd1.Unit"
 PROPERTIES = "org.freedesktop.DBus.Properties"
+ONLY_BY_DEPENDENCY = "org.freedesktop.systemd1.OnlyByDependency"
 MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
 POLKIT = "polkit.service"
@@ -106,7 +106,7 @@ ERRORS: Mapping[str, type[SdtoolError]] = {
     "org.freedesktop.systemd1.NoUnitForPID": NoSuchUnit,
     "org.freedesktop.systemd1.NoSuchProcess": NoSuchProcess,
     "org.freedesktop.systemd1.NoSuchJob": NotApplicable,
-    "org.freedesktop.systemd1.OnlyByDependency": AccessDenied,
+    ONLY_BY_DEPENDENCY: AccessDenied,
     "org.freedesktop.systemd1.FrozenUnit": NotApplicable,
     "org.freedesktop.systemd1.JobTypeNotApplicable": NotApplicable,
     "org.freedesktop.systemd1.NoIsolation": NotApplicable,
@@ -132,14 +132,16 @@ def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
         # polkit itself is masked: the error names its unit, not the one we asked about.
         kind = AccessDenied
     if kind is AccessDenied:
-        return AccessDenied(
-            sentence,
-            subject=subject,
-            hint=f"run as root, or have polkit allow {MANAGE_UNITS} to this user",
-        )
+        return AccessDenied(sentence, subject=subject, hint=_permission_hint(name))
     if kind is None:
         return BusError(f"{sentence[:-1]} ({name}).", name=name, subject=subject)
     return kind(sentence, subject=subject)
+
+
+def _permission_hint(name: str) -> str:
+    if name == ONLY_BY_DEPENDENCY:
+        return "its RefuseManualStop= or RefuseManualStart= allows it as a dependency only"
+    return f"run as root, or have polkit allow {MANAGE_UNITS} to this user"
 
 
 class Manager:
@@ -221,6 +223,13 @@ class Manager:
         else:
             (rows,) = await self._call("ListUnits")
         return tuple(sorted((parse_unit_row(row) for row in rows), key=lambda unit: unit.name))
+
+    async def list_named(self, names: Sequence[str]) -> tuple[Unit, ...]:
+        """The units of these very names, loaded or not; one that does not exist is not-found."""
+        if not names:
+            return ()
+        (rows,) = await self._call("ListUnitsByNames", "as", [list(names)])
+        return tuple(parse_unit_row(row) for row in rows)
 
     async def read_unit(self, name: str) -> UnitDetails:
         """One unit with all that a trace or a stop needs.
@@ -355,13 +364,6 @@ class Manager:
             return False
         return True
 
-    async def unref_unit(self, name: str) -> None:
-        """Give back a reference; the manager drops it by itself when the connection ends."""
-        try:
-            await self._call("Unref", path=unit_path(name), interface=UNIT, subject=name)
-        except SdtoolError as error:
-            log.debug("reference on %s not given back: %s", name, error)
-
     async def queue_job(
         self, verb: Literal["stop", "start", "restart"], name: str, *, interactive: bool = False
     ) -> str:
@@ -477,10 +479,7 @@ def parse_details(unit: Unit, properties: Mapping[str, Any]) -> UnitDetails:
         policy=parse_policy(properties),
         control_pid=get("ControlPID") or None,
         triggered_by=tuple(get("TriggeredBy") or ()),
-        triggers=tuple(get("Triggers") or ()),
         stops_along=_join(properties, "RequiredBy", "BoundBy", "ConsistsOf"),
-        changed_us=get("StateChangeTimestampMonotonic") or None,
-        fd_store=get("NFileDescriptorStore") or 0,
     )
 
 
@@ -533,8 +532,6 @@ def parse_signal(signal: BusSignal) -> ManagerSignal | None:
         return JobChange(job=signal.body[1], unit=signal.body[2], result=None)
     if signal.member == "JobRemoved":
         return JobChange(job=signal.body[1], unit=signal.body[2], result=signal.body[3])
-    if signal.member == "UnitRemoved":
-        return UnitRemoved(unit=signal.body[0])
     if signal.member == "Reloading":
         return ManagerReloading(active=signal.body[0])
     return None

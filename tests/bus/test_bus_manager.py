@@ -202,7 +202,6 @@ async def test_no_call_starts_a_service(fake: FakeSystemd) -> None:
         await manager.ref_unit("a.service")
         await manager.queue_job("stop", "a.service")
         await manager.queue_job("stop", "a.service", interactive=True)
-        await manager.unref_unit("a.service")
         await manager.unit_of_pid(1)
     flags = [call.flags for call in fake.calls]
     interactive = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION

@@ -23,6 +23,8 @@ from tests.system.conftest import Client
         (("trace", "no-such-unit"), 5, "no-such-unit.service"),
         (("stop", "no-such-unit"), 5, "no-such-unit.service"),
         (("ports", "no-such-*"), 5, "no-such-*"),
+        (("ports", "no-such-unit"), 5, "no-such-unit.service"),
+        (("trace", "no-such-unit", ""), 5, "no-such-unit.service"),
         (("list", "no-such-*"), 5, "no-such-*"),
         (("stop", "no-such-*", "--yes"), 5, "no-such-*"),
         (("pid", "4194303"), 5, "4194303"),
@@ -259,3 +261,43 @@ def test_the_private_socket_serves_where_the_bus_is_gone(manager: PrivateManager
     assert (unit["active_state"], unit["ports"]) == ("active", ["18080/tcp"])
     assert (stopped.returncode, report["verdict"]) == (0, "clean")
     assert "private" in report["observers"][0]["reason"]
+
+
+def test_ports_of_an_alias_are_those_of_its_unit(sdtool: Client, systemctl: Client) -> None:
+    """A name without suffix, or another name of the unit, has the same sockets."""
+    systemctl("start", "sdtool-graceful")
+
+    rows = json.loads(sdtool("ports", "sdtool-graceful", "--user", "--json").stdout)["data"]
+
+    assert [("sdtool-graceful.service", 18080)] == [
+        (row["unit"], row["socket"]["port"]) for row in rows
+    ]
+
+
+def test_a_dead_manager_is_asked_once(sdtool: Client, manager: PrivateManager) -> None:
+    """Several pids while the manager is frozen: its deadline is paid once, not for each."""
+    os.kill(manager.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = sdtool("pid", "1", "1", "1", "1", "--user", "--json")
+        took = time.monotonic() - began
+    finally:
+        os.kill(manager.pid, signal.SIGCONT)
+
+    assert done.returncode == 69
+    assert took < 6
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_can_carry_the_answer(
+    systemctl: Client, manager: PrivateManager, encoding: str
+) -> None:
+    """Where the terminal cannot show a character it is escaped, not a bug."""
+    name = "sdtool-odd\\x2dname"
+    systemctl("start", name)
+    command = ["env", f"PYTHONIOENCODING={encoding}", sys.executable, "-m", "sdtool"]
+
+    done = manager.run([*command, "trace", name, "sdtool-forks", "--user"])
+
+    assert done.returncode == 0
+    assert done.stderr == ""

@@ -12,7 +12,6 @@ from typing import Any
 from sdtool.sandbox import PrivateManager
 from tests.system.conftest import Client
 
-
 DEMO_PORTS = [("tcp", 18080), ("tcp", 18081), ("udp", 18081), ("tcp", 18082), ("tcp", 18083)]
 
 

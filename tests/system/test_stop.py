@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -198,13 +196,15 @@ def test_stop_never_calls_the_stubborn_unit_clean(
     assert (status, report["verdict"]) == (1, "killed")
 
 
-def test_stop_without_pidfds_does_not_know_the_children(sdtool: Client, systemctl: Client) -> None:
-    """Where no exit of a child can be seen, the verdict on a mixed kill is unknown, not clean."""
+def test_stop_without_pidfds_never_hides_a_kill(sdtool: Client, systemctl: Client) -> None:
+    """Where no child's status can be read, a mixed kill is killed or unknown, and not clean."""
     systemctl("start", "sdtool-forks-mixed")
 
     status, report = stop(sdtool, "sdtool-forks-mixed", "--observers", "none")
 
-    assert (status, report["verdict"]) == (1, "unknown")
+    assert status == 1
+    assert report["verdict"] in ("killed", "unknown")
+    assert [None] * 3 == [p["exit"] for p in report["processes"] if p["role"] == "other"]
 
 
 def test_stop_streams_its_events_as_json_lines(sdtool: Client, systemctl: Client) -> None:
@@ -295,17 +295,131 @@ def test_stop_of_a_unit_killed_from_outside_is_not_the_managers_kill(
     assert (report["verdict"], report["killed"]) == ("failed", [])
 
 
-def test_stop_leaves_no_descriptor_or_process_of_its_own(
+def run_transient(systemctl_run: PrivateManager, unit: str, *words: str) -> None:
+    """Start a transient unit: properties first, then the command."""
+    command = ["systemd-run", "--user", "--quiet", f"--unit={unit}", *words]
+    done = systemctl_run.run(command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_stop_with_a_shell_exec_stop_is_clean(sdtool: Client, manager: PrivateManager) -> None:
+    """Short helpers of ExecStop= that come and go between two looks are no doubt."""
+    many = (
+        "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5 6 7 8 9 10; do /bin/true; done; done"
+    )
+    prop = f"--property=ExecStop=/bin/sh -c '{many}'"
+    run_transient(manager, "sdtool-t-shell", prop, "/bin/sleep", "1000")
+
+    status, report = stop(sdtool, "sdtool-t-shell")
+
+    assert (0, "clean") == (status, report["verdict"])
+
+
+def test_stop_that_is_canceled_has_failed(
     sdtool: Client, systemctl: Client, manager: PrivateManager
 ) -> None:
-    """After a stop the cgroup of sdtool's own commands is empty again."""
+    """A start in the middle cancels the stop: failed, and nothing is called a left-over."""
+    systemctl("start", "sdtool-ignores-term")
+    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-ignores-term", "--user", "--jsonl"]
+    with subprocess.Popen(manager.argv(command), stdout=subprocess.PIPE, text=True) as stopping:
+        assert stopping.stdout is not None
+        wait_for_line(stopping.stdout, '"stop-sigterm"')
+        systemctl("start", "--no-block", "sdtool-ignores-term")
+        report = json.loads(stopping.stdout.read().splitlines()[-1])["data"][0]
+
+    assert ("failed", "canceled", []) == (
+        report["verdict"],
+        report["job_result"],
+        report["leftovers"],
+    )
+
+
+def wait_for_line(lines: IO[str], part: str) -> None:
+    """Read lines until one has the part."""
+    assert any(part in line for line in lines), f"{part} never came"
+
+
+def test_stop_refuses_what_takes_a_critical_unit_along(sdtool: Client, systemctl: Client) -> None:
+    """The slice of the bus: exit 4, the sentence names the bus, and it still runs."""
+    done = sdtool("stop", "session.slice", "--user")
+
+    assert done.returncode == 4
+    assert "dbus.service would go down with it" in done.stderr
+    assert "active" == systemctl("is-active", "dbus.service").stdout.strip()
+
+
+def test_stop_of_units_that_take_each_other_along_has_both_stories(
+    sdtool: Client, systemctl: Client
+) -> None:
+    """The second unit goes down with the first: its own signal and states are in its report."""
+    systemctl("start", "sdtool-requires")
+
+    done = sdtool("stop", "sdtool-graceful", "sdtool-requires", "--user", "--json")
+
+    reports = json.loads(done.stdout)["data"]
+    for report in reports:
+        sent = [e for e in report["events"] if e["kind"] == "signal-sent"]
+        assert ["SIGTERM"] == [e["signal"] for e in sent]
+        assert report["requested_us"] <= min(e["at_min_us"] for e in sent)
+    assert 2 == len(reports)
+
+
+def test_stop_of_a_unit_under_two_names_is_reported_once(
+    sdtool: Client, systemctl: Client
+) -> None:
+    """A name with and without its suffix is one unit."""
     systemctl("start", "sdtool-graceful")
-    stop(sdtool, "sdtool-graceful")
-    top = manager.control_group.rpartition("/")[0]
-    client = Path(f"/proc/{manager.pid}/root/sys/fs/cgroup{top}/client/cgroup.procs")
-    until = time.monotonic() + 5
 
-    while client.read_text() and time.monotonic() < until:
-        pass
+    done = sdtool("stop", "sdtool-graceful", "sdtool-graceful.service", "--user", "--json")
 
-    assert client.read_text() == ""
+    assert 1 == len(json.loads(done.stdout)["data"])
+
+
+def test_stop_past_its_deadline_forgets_no_unit(sdtool: Client, systemctl: Client) -> None:
+    """Each unit asked about has its report or its error."""
+    systemctl("start", "sdtool-graceful", "sdtool-slow")
+
+    done = sdtool(
+        "stop", "sdtool-graceful", "sdtool-slow", "--user", "--deadline", "0.0001", "--json"
+    )
+
+    envelope = json.loads(done.stdout)
+    asked = {"sdtool-graceful.service", "sdtool-slow.service"}
+    assert asked == {error["subject"] for error in envelope["errors"]}
+    assert 75 == done.returncode
+
+
+def test_stop_goes_on_watching_when_its_reader_has_gone(
+    systemctl: Client, manager: PrivateManager
+) -> None:
+    """``sdtool stop | head -1``: the exit status is still that of the verdict."""
+    systemctl("start", "sdtool-slow", "sdtool-ignores-term")
+    words = f"{sys.executable} -m sdtool stop %s --user | head -n 1; echo ${{PIPESTATUS[0]}}"
+
+    clean = manager.run(["bash", "-c", words % "sdtool-slow"])
+    killed = manager.run(["bash", "-c", words % "sdtool-ignores-term"])
+
+    assert ["0", "1"] == [done.stdout.splitlines()[-1] for done in (clean, killed)]
+    assert "" == clean.stderr + killed.stderr
+
+
+def test_stop_interrupted_before_it_asked_says_nothing_of_a_job(
+    systemctl: Client, manager: PrivateManager
+) -> None:
+    """While the manager is frozen nothing has been asked of it, and nothing goes on."""
+    systemctl("start", "sdtool-graceful")
+    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-graceful", "--user", "--debug"]
+    os.kill(manager.pid, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(
+            manager.argv(command), stderr=subprocess.PIPE, text=True
+        ) as stopping:
+            assert stopping.stderr is not None
+            wait_for_line(stopping.stderr, "selector")
+            os.kill(stopping.pid, signal.SIGINT)
+            _, stderr = stopping.communicate(timeout=10)
+    finally:
+        os.kill(manager.pid, signal.SIGCONT)
+
+    assert "goes on" not in stderr
+    assert 130 == stopping.returncode

@@ -6,10 +6,12 @@ Times are microseconds after ``T0``, the moment a stop was requested; ``ms`` wri
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdtool.analysis.membership import list_units
+from sdtool.analysis.ownership import join
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import (
     Disposition,
@@ -19,7 +21,7 @@ from sdtool.model.process import (
     Role,
     SignalMasks,
 )
-from sdtool.model.sockets import HolderScan, Socket, SocketFacts
+from sdtool.model.sockets import HolderScan, Socket, SocketFacts, SocketUnit
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -34,7 +36,7 @@ from sdtool.model.stop import (
     Tier,
     WatchedProcess,
 )
-from sdtool.model.unit import Unit, UnitDetails
+from sdtool.model.unit import ListedUnit, ManagerRoots, Unit, UnitDetails
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -68,7 +70,7 @@ def captured_json(name: str) -> Any:
 
 def masks(**fields: Any) -> SignalMasks:
     """Masks of a process that does nothing about signals."""
-    zero = {"caught": 0, "ignored": 0, "blocked": 0, "blocked_by_some": 0, "pending": 0}
+    zero = {"caught": 0, "ignored": 0, "blocked": 0}
     return SignalMasks(
         **{**zero, "namespace_init": False, "signalfd": 0, "waiting": False, **fields}
     )
@@ -253,7 +255,6 @@ def record(**fields: Any) -> StopRecord:
         "job_result": "done",
         "result": "success",
         "active_state": "inactive",
-        "sub_state": "dead",
         "released": (),
         "held": (),
         "also_stopped": (),
@@ -279,3 +280,16 @@ def stopped(
 def sent(report: StopReport) -> list[tuple[int | None, str | None]]:
     """(pid, signal) of every signal in a report, in its order."""
     return [(e.pid, e.signal) for e in report.events if e.kind is EventKind.SIGNAL_SENT]
+
+
+def list_joined(
+    units: Iterable[Unit],
+    members: Mapping[str, Sequence[int]],
+    cgroups: Mapping[int, str],
+    listeners: Iterable[SocketFacts],
+    socket_units: Sequence[SocketUnit],
+    roots: ManagerRoots,
+) -> tuple[ListedUnit, ...]:
+    """``list_units`` with the listeners joined first, as the host does it."""
+    joined = join(listeners, cgroups, None, socket_units, roots)
+    return list_units(units, cgroups.values(), members, joined, roots)

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from sdtool.errors import NoSuchUnit
-from sdtool.model.answer import Answer, collect
+from sdtool.host.asking import ask_each
+from sdtool.model.answer import Answer
 
 
 async def halve(number: int) -> int:
@@ -19,20 +20,20 @@ async def halve(number: int) -> int:
 
 def test_one_error_leaves_the_others_their_answer() -> None:
     """Data and errors each in the order asked."""
-    answer = asyncio.run(collect([4, 1, 2, 3], halve))
+    answer = asyncio.run(ask_each([4, 1, 2, 3], halve))
     assert (2, 1) == answer.data
     assert ["1", "3"] == [error.subject for error in answer.errors]
 
 
 def test_nothing_asked_is_an_empty_answer() -> None:
     """No data and no errors."""
-    assert Answer() == asyncio.run(collect([], halve))
+    assert Answer() == asyncio.run(ask_each([], halve))
 
 
 def test_bug_is_not_an_answer() -> None:
     """Only our own errors are collected; others end the question."""
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(collect([0], _divide))
+        asyncio.run(ask_each([0], _divide))
 
 
 async def _divide(number: int) -> float:

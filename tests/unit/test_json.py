@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.analysis.membership import build_processes, explain_process, list_units
+from sdtool.analysis.membership import build_processes, explain_process
 from sdtool.analysis.ownership import judge_port, name_listeners
 from sdtool.errors import NoSuchUnit, SdtoolError
 from sdtool.model.facility import Facility
@@ -42,6 +42,7 @@ from tests.unit.make import (
     event,
     facts,
     gone,
+    list_joined,
     ms,
     phase,
     policy,
@@ -88,7 +89,8 @@ PORT_CHANGE_KEYS = ("protocol", "address", "port", "at_us")
 
 PROCESS = build_processes([facts()], details())[0]
 SOCKET = socket(
-    creator=Creator(unit=UNIT, control_group=GROUP), holders=(Holder(pid=1, comm="x", unit=UNIT),)
+    creator=Creator(unit=UNIT, manager="system", control_group=GROUP),
+    holders=(Holder(pid=1, comm="x", unit=UNIT, manager="system"),),
 )
 TRACE = Trace(
     unit=UNIT,
@@ -116,7 +118,7 @@ REPORT = stopped(
 SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "Unit": (unit(), UNIT_KEYS),
     "list": (
-        list_units([unit()], {}, {}, [], [], ROOTS)[0],
+        list_joined([unit()], {}, {}, [], [], ROOTS)[0],
         (*UNIT_KEYS, "processes", "ports"),
     ),
     "Process": (PROCESS, PROCESS_KEYS),
@@ -138,7 +140,7 @@ SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "owner": (OWNED.owners[0], ("unit", "via", "socket")),
     "block": (BLOCKED.blocked_by[0], ("state", "expires_us", "peer", "unit")),
     "ports": (name_listeners([SOCKET])[0], ("unit", "socket")),
-    "pid": (explain_process(facts(), details(), (), ROOTS), OWNER_KEYS),
+    "pid": (explain_process(facts(), details(), None, (), ROOTS), OWNER_KEYS),
     "ancestor": (ProcessRef(pid=1, comm="x"), ("pid", "comm")),
     "doctor": (
         Facility(facility="bus", available=True, reason="", gives=""),

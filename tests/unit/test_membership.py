@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.analysis.membership import build_processes, explain_process, list_units, role_of
+from sdtool.analysis.membership import build_processes, explain_process, role_of
 from sdtool.model.process import Disposition, ProcessRef, Role
 from sdtool.model.sockets import ListenAddress, SocketUnit
 from sdtool.model.unit import ListedUnit, ManagerRoots, UnitDetails
-from tests.unit.make import GROUP, UNIT, details, facts, masks, policy, row, unit
+from tests.unit.make import GROUP, UNIT, details, facts, list_joined, masks, policy, row, unit
 
 ROOTS = ManagerRoots()
 SOCKET_UNIT = SocketUnit(
@@ -80,7 +80,7 @@ def listed(roots: ManagerRoots, *names: str) -> dict[str, ListedUnit]:
     paths = {1: "/", 2: "/system.slice", 7: GROUP, 8: f"{GROUP}/worker", 9: USER_MANAGER}
     paths |= {10: APP, 11: "/init.scope"}
     pids = {GROUP: (10, 11), f"{GROUP}/worker": (12,), APP: (20,), "/init.scope": (1,)}
-    rows = list_units(
+    rows = list_joined(
         [unit(name) for name in names],
         {path: found for path, found in pids.items() if path.startswith(top)},
         {key: path for key, path in paths.items() if path.startswith(top)},
@@ -176,20 +176,20 @@ def test_management_is_explained(
     fields: dict[str, Any], known: UnitDetails | None, managed: bool, word: str
 ) -> None:
     """Yes or no, and in words why."""
-    owner = explain_process(facts(**fields), known, PARENTS, ROOTS)
+    owner = explain_process(facts(**fields), known, None, PARENTS, ROOTS)
     assert managed == owner.managed
     assert word in owner.managed_reason
 
 
 def test_owner_carries_role_and_ancestry() -> None:
     """The role is the manager's; without the manager there is none."""
-    owner = explain_process(facts(), details(), PARENTS, ROOTS)
+    owner = explain_process(facts(), details(), None, PARENTS, ROOTS)
     assert (Role.MAIN, PARENTS, "system.slice") == (owner.role, owner.ancestry, owner.slice)
-    assert explain_process(facts(), None, PARENTS, ROOTS).role is None
+    assert explain_process(facts(), None, None, PARENTS, ROOTS).role is None
 
 
 def test_owner_of_a_user_service_has_both_units() -> None:
     """The system manager's unit and the user manager's."""
     path = "/user.slice/user-0.slice/user@0.service/app.slice/app.service"
-    owner = explain_process(facts(control_group=path), None, PARENTS, ROOTS)
+    owner = explain_process(facts(control_group=path), None, None, PARENTS, ROOTS)
     assert ("user@0.service", "app.service") == (owner.unit, owner.user_unit)

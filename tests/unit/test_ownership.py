@@ -104,7 +104,7 @@ def test_asked_user_manager_may_sit_anywhere() -> None:
     """A user manager's units are those below the cgroup that it names."""
     roots = ManagerRoots(user="/box/manager")
     found = read_path("/box/manager/app.slice/a.service/sub", roots)
-    assert CgroupOwner(user_unit="a.service", slice="app.slice") == found
+    assert CgroupOwner(user_unit="a.service", slice="app.slice", asked=True) == found
 
 
 components = st.sampled_from(
@@ -176,8 +176,8 @@ def test_name_of_a_container_ends_with_its_own_component(path: str) -> None:
 def test_creator_and_holders_are_two_facts() -> None:
     """Made in web.service, held by a process of another unit."""
     found = joined(row(), scan((500, 30, "/system.slice/other.service")))
-    assert Creator(unit=UNIT, control_group=GROUP) == found.creator
-    assert (Holder(pid=30, comm="p30", unit="other.service"),) == found.holders
+    assert Creator(unit=UNIT, manager="system", control_group=GROUP) == found.creator
+    assert (Holder(pid=30, comm="p30", unit="other.service", manager="system"),) == found.holders
     assert [("other.service", Via.HOLDER)] == owners(found)
 
 
@@ -360,9 +360,17 @@ def test_port_with_neither_creator_nor_holder_is_unknown() -> None:
     assert "the cgroup that created it is gone; needs root" == answer.hint
 
 
+def holder(pid: int, unit: str) -> Holder:
+    """A process of a system unit that holds a socket."""
+    return Holder(pid=pid, comm="x", unit=unit, manager="system")
+
+
 def test_listeners_are_sorted_by_unit_then_port() -> None:
     """Those without a unit come last."""
-    look = {pid: (Holder(pid=pid, comm="x", unit=unit),) for pid, unit in [(1, "b"), (2, "a")]}
+    look = {
+        pid: (Holder(pid=pid, comm="x", unit=unit, manager="system"),)
+        for pid, unit in [(1, "b"), (2, "a")]
+    }
     rows = [
         socket(port=90, holders=look[1]),
         socket(port=80, creator_reason="gone"),
@@ -375,5 +383,8 @@ def test_listeners_are_sorted_by_unit_then_port() -> None:
 
 def test_shared_socket_is_listed_for_each_owner() -> None:
     """SO_REUSEPORT or a passed descriptor: a line for each unit."""
-    both = (Holder(pid=1, comm="x", unit="b"), Holder(pid=2, comm="x", unit="a"))
+    both = (
+        Holder(pid=1, comm="x", unit="b", manager="system"),
+        Holder(pid=2, comm="x", unit="a", manager="system"),
+    )
     assert ["a", "b"] == [entry.unit for entry in name_listeners([socket(holders=both)])]

@@ -76,7 +76,7 @@ def test_status_counts_only_when_the_kernel_filled_it_in() -> None:
 @pytest.fixture
 def observer() -> Iterator[PidfdObserver]:
     """An observer that is closed in the end."""
-    watching = PidfdObserver("web.service")
+    watching = PidfdObserver("web.service", (True, "with status"))
     yield watching
     watching.close()
 

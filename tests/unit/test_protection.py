@@ -26,10 +26,9 @@ from sdtool.errors import CriticalUnit, Exit
 def test_unit_that_carries_the_machine_needs_force(unit: str) -> None:
     """The bus, the log, the login and the manager itself."""
     with pytest.raises(CriticalUnit, match="was not stopped") as caught:
-        require_stoppable(unit, "/system.slice/cron.service", force=False)
+        require_stoppable(unit, (), "/system.slice/cron.service")
     assert (unit, Exit.DENIED) == (caught.value.subject, caught.value.exit)
     assert "--force" in (caught.value.hint or "")
-    require_stoppable(unit, "/", force=True)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +37,17 @@ def test_unit_that_carries_the_machine_needs_force(unit: str) -> None:
 )
 def test_other_unit_needs_no_force(unit: str) -> None:
     """Names that only look like those are free."""
-    require_stoppable(unit, "/system.slice/cron.service", force=False)
+    require_stoppable(unit, (), "/system.slice/cron.service")
 
 
 @pytest.mark.parametrize("unit", ["user.slice", "user-0.slice", "session-1.scope"])
 def test_unit_that_sdtool_sits_in_needs_force(unit: str) -> None:
     """Stopping what we run in would end the watch with the unit."""
     with pytest.raises(CriticalUnit, match="sdtool itself runs in it"):
-        require_stoppable(unit, "/user.slice/user-0.slice/session-1.scope", force=False)
+        require_stoppable(unit, (), "/user.slice/user-0.slice/session-1.scope")
+
+
+def test_unit_that_takes_a_critical_one_along_needs_force() -> None:
+    """A slice or a target can carry the bus: the sentence names both."""
+    with pytest.raises(CriticalUnit, match=r"session\.slice .* dbus\.service would go down"):
+        require_stoppable("session.slice", ("a.service", "dbus.service"), "/")

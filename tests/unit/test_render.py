@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from sdtool.analysis.membership import build_processes, explain_process, list_units
+from sdtool.analysis.membership import build_processes, explain_process
 from sdtool.analysis.ownership import judge_port, name_listeners
 from sdtool.model.facility import Facility
 from sdtool.model.process import ProcessRef
@@ -45,6 +45,7 @@ from tests.unit.make import (
     event,
     facts,
     gone,
+    list_joined,
     ms,
     phase,
     policy,
@@ -75,7 +76,7 @@ def trace(**fields: Any) -> Trace:
         "status": unit(control_group=GROUP, result="success"),
         "policy": policy(),
         "processes": build_processes(rows, details()),
-        "sockets": (socket(holders=(Holder(pid=10, comm="x", unit=UNIT),)),),
+        "sockets": (socket(holders=(Holder(pid=10, comm="x", unit=UNIT, manager="system"),)),),
         "sockets_reason": None,
         "triggered_by": (),
     }
@@ -93,7 +94,7 @@ def timeline(*events: Event, **options: Any) -> str:
 
 def test_list_has_processes_and_ports() -> None:
     """One line a unit; the LOAD column only where something is not loaded."""
-    rows = list_units(
+    rows = list_joined(
         [unit(), unit("gone.service", load_state="not-found", active_state="failed")],
         {GROUP: (10, 11)},
         {7: GROUP},
@@ -112,13 +113,13 @@ def test_list_has_processes_and_ports() -> None:
 @pytest.mark.parametrize("width", [20, 80, 300])
 def test_list_fits_the_terminal(width: int) -> None:
     """No line is wider than it."""
-    rows = list_units([unit("a" * 200 + ".service")], {}, {}, [], [], ROOTS)
+    rows = list_joined([unit("a" * 200 + ".service")], {}, {}, [], [], ROOTS)
     assert all(len(line) <= width for line in printed(render_units(rows), width).splitlines())
 
 
 def test_port_names_unit_and_door() -> None:
     """Who, how, at which address, in which process."""
-    taken = socket(holders=(Holder(pid=10, comm="web", unit=UNIT),))
+    taken = socket(holders=(Holder(pid=10, comm="web", unit=UNIT, manager="system"),))
     text = printed(render_ports(judge_port(PortSpec(port=80), [row()], [taken])))
     assert "80/tcp  owned" in text
     assert f"{UNIT}  holds it: 127.0.0.1:80 LISTEN; pid 10 (web)" in text
@@ -134,14 +135,14 @@ def test_blocked_port_says_until_when() -> None:
 
 def test_ports_name_creator_and_hidden_holders() -> None:
     """Two facts in two columns."""
-    made = socket(creator=Creator(unit=UNIT, control_group=GROUP))
+    made = socket(creator=Creator(unit=UNIT, manager="system", control_group=GROUP))
     text = printed(render_listeners(name_listeners([made])))
     assert [UNIT, "tcp", "127.0.0.1:80", "hidden", UNIT] == text.splitlines()[1].split()
 
 
 def test_pid_tells_who_manages_it() -> None:
     """With the reason, and the parents."""
-    owner = explain_process(facts(), details(), (ProcessRef(pid=1, comm="systemd"),), ROOTS)
+    owner = explain_process(facts(), details(), None, (ProcessRef(pid=1, comm="systemd"),), ROOTS)
     text = printed(render_owners([owner]))
     assert f"managed: {UNIT} manages it" in text
     assert "1 (systemd)" in text
@@ -310,9 +311,11 @@ def test_report_lists_what_else_happened() -> None:
 
 def evil(name: str) -> list[RenderableType]:
     """Every renderer, with this name wherever another process chooses one."""
-    odd = Holder(pid=10, comm=name, unit=name)
-    taken = socket(holders=(odd,), creator=Creator(unit=name, control_group=name))
-    owner = explain_process(facts(comm=name, control_group=name), None, (), ROOTS)
+    odd = Holder(pid=10, comm=name, unit=name, manager="system")
+    taken = socket(
+        holders=(odd,), creator=Creator(unit=name, manager="system", control_group=name)
+    )
+    owner = explain_process(facts(comm=name, control_group=name), None, None, (), ROOTS)
     process = replace(facts(10, 1, comm=name, argv=(name, name)), user=name)
     end = gone(ms(5), replace(MAIN, comm=name))
     report = stopped(
@@ -320,7 +323,7 @@ def evil(name: str) -> list[RenderableType]:
     )
     status = unit(name, description=name, fragment_path=name, control_group=name)
     return [
-        render_units(list_units([unit(name, description=name)], {}, {}, [], [], ROOTS)),
+        render_units(list_joined([unit(name, description=name)], {}, {}, [], [], ROOTS)),
         render_ports(judge_port(PortSpec(port=80), [row()], [taken])),
         render_listeners(name_listeners([taken])),
         render_owners([replace(owner, ancestry=(ProcessRef(pid=1, comm=name),))]),

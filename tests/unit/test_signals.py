@@ -42,7 +42,6 @@ def test_captured_process_is_predicted(name: str, expected: Disposition) -> None
         ({"blocked": TERM, "signalfd": TERM}, Disposition.HANDLES, "signalfd"),
         ({"blocked": TERM, "signalfd": None}, Disposition.UNKNOWN, "hidden"),
         ({"blocked": TERM, "waiting": True}, Disposition.UNKNOWN, "unless it waits"),
-        ({"blocked_by_some": TERM}, Disposition.DIES, "default action"),
         ({"namespace_init": True}, Disposition.IGNORES, "PID 1 of its namespace"),
         ({"namespace_init": True, "caught": TERM}, Disposition.HANDLES, "handler"),
         ({"waiting": True}, Disposition.UNKNOWN, "sigwait"),
