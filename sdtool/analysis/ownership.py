@@ -235,11 +235,15 @@ def owns(row: SocketFacts | Socket) -> bool:
 
 
 def judge_port(
-    spec: PortSpec, rows: Sequence[SocketFacts], sockets: Sequence[Socket]
+    spec: PortSpec,
+    rows: Sequence[SocketFacts],
+    sockets: Sequence[Socket],
+    other_namespaces: int = 0,
 ) -> tuple[PortOwnership, ...]:
     """Who owns a port: an entry for each protocol that has something, or one that says free.
 
     Args:
+        other_namespaces: Network namespaces that were seen and not looked at.
         rows: All that the kernel has on this port.
         sockets: ``rows`` joined with their owners, in the same order.
     """
@@ -254,12 +258,18 @@ def judge_port(
         PortOwnership(
             port=spec.port,
             protocol=spec.protocol,
-            verdict=PortVerdict.FREE,
+            verdict=PortVerdict.UNKNOWN if other_namespaces else PortVerdict.FREE,
             owners=(),
             blocked_by=(),
-            hint="nothing in this network namespace has it; others were not looked at",
+            hint=_free_hint(other_namespaces),
         ),
     )
+
+
+def _free_hint(other_namespaces: int) -> str:
+    if not other_namespaces:
+        return "nothing in this network namespace has it"
+    return f"free in this network namespace; {other_namespaces} more were not looked at"
 
 
 def _of_protocol(

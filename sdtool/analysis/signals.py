@@ -24,6 +24,8 @@ def predict(process: ProcessFacts, signal: str) -> tuple[Disposition, str]:
 
 def _predict_from_masks(masks: SignalMasks, state: str, signal: str) -> tuple[Disposition, str]:
     bit = 1 << (signal_number(signal) - 1)
+    if masks.traced:
+        return Disposition.UNKNOWN, "a debugger is attached, and decides"
     # A blocked signal is never dropped as ignored, so this comes first.
     if masks.blocked & bit:
         return _predict_blocked(masks, bit, signal)
@@ -54,8 +56,6 @@ def _predict_default(masks: SignalMasks, state: str, signal: str) -> tuple[Dispo
         return Disposition.UNKNOWN, "a thread sits in sigwait(3), for signals not shown"
     if masks.waiting is None:
         return Disposition.UNKNOWN, "a thread may sit in sigwait(3): that is hidden from this user"
-    if state == "t":
-        return Disposition.UNKNOWN, "a debugger stopped it and decides"
     if state == "T":
         return Disposition.DIES, f"default action of {signal}, once SIGCONT wakes it"
     return Disposition.DIES, f"default action of {signal}"

@@ -10,6 +10,7 @@ Source: systemd.kill(5); service.c of systemd for the order of its phases.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from sdtool.analysis.phases import is_kill_phase, roles_signalled, signal_of
 from sdtool.model.process import Role
@@ -18,6 +19,7 @@ from sdtool.model.stop import (
     EventKind,
     EventSource,
     Evidence,
+    ExitCode,
     ExitSignal,
     ExitStatus,
     ProcessFate,
@@ -28,6 +30,8 @@ from sdtool.model.stop import (
     WatchedProcess,
 )
 
+SIGKILL = "SIGKILL"
+
 KILL_SLACK_US = 500_000
 """An exit this soon after the final signal was sent is taken as its effect."""
 
@@ -36,6 +40,9 @@ TIMER_LEAD_US = 50_000
 
 SIGNAL_LEAD_US = 10_000
 """The manager stamps a phase after it has sent its signals: measured up to 4.4 ms later."""
+
+EXIT_LAG_US = 100_000
+"""An exit that ended a phase can be noticed so much later than the phase that followed it."""
 
 FAILED_JOBS = frozenset(
     {"canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert"}
@@ -49,7 +56,7 @@ def build(record: StopRecord) -> StopReport:
     own = _group_by_pid(events)
     fates = tuple(_fate(p, record, own.get(p.pid, ())) for p in record.processes)
     killed = tuple(fate.pid for fate in fates if fate.killed_by_manager)
-    verdict, reason = _judge(record, fates)
+    verdict, reason = _judge_all(record, fates)
     return StopReport(
         unit=record.unit,
         policy=record.policy,
@@ -68,6 +75,7 @@ def build(record: StopRecord) -> StopReport:
         also_stopped=record.also_stopped,
         reactivated_by=record.reactivated_by,
         triggers_active=record.triggers_active,
+        along=record.along,
         leftovers=record.survivors,
         ports_released=record.released,
         ports_held=record.held,
@@ -117,14 +125,16 @@ def infer_phase(
         since = timeout.at_min_us
     else:
         since = last.at_us if last is not None else requested_us
-    exits = exits_by_pid(events)
-    there = [p for p in processes if _was_there(p, state, exits)]
+    exits, own = exits_by_pid(events), _group_by_pid(events)
+    there = [p for p in processes if _was_there(p, state, exits, own.get(p.pid, ()))]
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
         there = [p for p in there if p.role not in awaited or not _ended_by_then(p, state, exits)]
     sent = _infer_signals(policy, state, there, exits, since)
-    return sent if timeout is None else (timeout, *sent)
+    if timeout is None:
+        return sent
+    return (replace(timeout, at_us=min(e.at_us for e in (timeout, *sent))), *sent)
 
 
 def _infer_timeout(last: Event, state: Event) -> Event | None:
@@ -165,17 +175,34 @@ def _infer_signals(
         return ()
     roles = roles_signalled(policy, state.sub_state or "")
     targets = [process for process in processes if process.role in roles]
+    signals = [signal]
+    if policy.send_sighup and (state.sub_state or "").endswith("-sigterm"):
+        signals.append("SIGHUP")
     ends = [exits[p.pid].at_us for p in targets if p.pid in exits]
     at_us = max(since, min([*ends, state.at_us]))
-    return tuple(_sent(state.unit, p, signal, at_us, since, state.at_us) for p in targets)
+    return tuple(
+        _sent(state.unit, target, name, at_us, since, state.at_us)
+        for name in signals
+        for target in targets
+    )
 
 
-def _was_there(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
-    """Whether the process ran when the phase began."""
-    if process.seen_us is not None and process.seen_us > state.at_us:
-        return False
+def _was_there(
+    process: WatchedProcess, state: Event, exits: Mapping[int, Event], own: Sequence[Event]
+) -> bool:
+    """Whether the process ran when the phase began, and so got its signal."""
+    born_late = process.seen_us is not None and process.seen_us > state.at_us
     gone = exits.get(process.pid)
-    return gone is None or gone.at_us >= state.at_us - SIGNAL_LEAD_US
+    if born_late or gone is None:
+        return not born_late
+    status = _status(own)
+    if is_kill_phase(state.sub_state or "") and isinstance(status, ExitCode):
+        # Nobody exits by itself after SIGKILL.
+        return False
+    if process.seen_us is not None and status == ExitCode(code=0):
+        # A command of ExecStop= and its helpers: the phase began because they were done.
+        return gone.at_us > state.at_us + EXIT_LAG_US
+    return gone.at_us >= state.at_us - SIGNAL_LEAD_US
 
 
 def _awaited_roles(state: Event) -> frozenset[Role]:
@@ -187,7 +214,7 @@ def _awaited_roles(state: Event) -> frozenset[Role]:
 
 def _ended_by_then(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
     gone = exits.get(process.pid)
-    return gone is not None and gone.at_us <= state.at_us + SIGNAL_LEAD_US
+    return gone is not None and gone.at_us <= state.at_us + EXIT_LAG_US
 
 
 def _sent(
@@ -215,12 +242,12 @@ def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
     if policy is None or main_exit is None or not _kills_rest(policy):
         return ()
     exits, own = exits_by_pid(record.events), _group_by_pid(record.events)
-    sent_already = {e.pid for e in record.events if _is_final_signal(e, policy)}
+    sent_already = {e.pid for e in record.events if _is_kill(e)}
     return tuple(
         _sent(
             record.unit,
             process,
-            policy.final_kill_signal,
+            SIGKILL,
             main_exit,
             main_exit,
             exits[process.pid].at_us,
@@ -229,17 +256,18 @@ def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
         if process.role is not Role.MAIN
         and process.pid in exits
         and process.pid not in sent_already
-        and exits[process.pid].at_us >= main_exit
-        and _ended_by(_status(own[process.pid]), policy.final_kill_signal)
+        and exits[process.pid].at_us > main_exit
+        and _ended_by(_status(own[process.pid]), SIGKILL)
     )
 
 
-def _is_final_signal(event: Event, policy: StopPolicy) -> bool:
-    return event.kind is EventKind.SIGNAL_SENT and event.signal == policy.final_kill_signal
+def _is_kill(event: Event) -> bool:
+    return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
 
 
 def _kills_rest(policy: StopPolicy) -> bool:
-    return policy.kill_mode == "mixed" and policy.send_sigkill
+    final = policy.final_kill_signal
+    return policy.kill_mode == "mixed" and policy.send_sigkill and final == SIGKILL
 
 
 def _main_exit(record: StopRecord) -> int | None:
@@ -296,36 +324,57 @@ def _killed_by_manager(
     own: Sequence[Event],
 ) -> tuple[bool | None, str]:
     """Whether the manager's final signal ended the process, and how we know."""
-    policy = record.policy
     if exited is None:
         if any(survivor.pid == process.pid for survivor in record.survivors):
             return False, "it still runs"
         return _unread_status(process, record)
-    if policy is None:
+    if status is not None and not _ended_by(status, SIGKILL):
         return False, _plain_end(status)
-    final = policy.final_kill_signal
-    killing = _kill_before(exited.at_us, policy, own)
-    if status is not None and not _ended_by(status, final):
-        return False, _plain_end(status)
+    killing = _kill_before(exited.at_us, own)
     if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
         how = "ended by" if status is not None else "gone right after"
-        return True, f"{how} {final}, which the manager had sent"
+        return True, f"{how} SIGKILL, which the manager had sent"
     if status is None:
         return _unread_status(process, record)
-    if record.result == "timeout" and _may_kill(policy, process):
-        return True, f"ended by {final}; Result=timeout says that the manager had sent it"
-    return False, f"ended by {final}, but the manager was in no phase that sends it"
+    return _unexplained_kill(process, exited.at_us, record)
+
+
+def _unexplained_kill(
+    process: WatchedProcess, exit_us: int, record: StopRecord
+) -> tuple[bool | None, str]:
+    """A SIGKILL in no phase that was seen: states come in bursts, and some are never told."""
+    policy = record.policy
+    if policy is None:
+        return None, "ended by SIGKILL; whether the manager sent it is not known for this type"
+    if _may_kill(policy, process) and _ran_out_before(exit_us, record.events):
+        return True, "ended by SIGKILL when the time for the stop signal had run out"
+    main_exit = _main_exit(record)
+    if _kills_rest(policy) and process.role is not Role.MAIN and main_exit == exit_us:
+        return None, "ended by SIGKILL at the moment the main process ended (KillMode=mixed)"
+    return False, "ended by SIGKILL, but the manager was in no phase that sends it"
+
+
+def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
+    """Whether a phase of the stop signal had used up its time before the exit."""
+    return any(
+        isinstance(event.limit_us, int)
+        and (event.sub_state or "").endswith(("-sigterm", "-watchdog"))
+        and exit_us >= event.at_us + event.limit_us - min(TIMER_LEAD_US, event.limit_us // 2)
+        for event in events
+        if event.kind is EventKind.STATE
+    )
 
 
 def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
-    """Whether the final signal can go to this process at all, by SendSIGKILL= and KillMode=."""
-    return policy.send_sigkill and process.role in roles_signalled(policy, "stop-sigkill")
+    """Whether SIGKILL can go to this process at all, by the policy."""
+    final = policy.send_sigkill and policy.final_kill_signal == SIGKILL
+    return final and process.role in roles_signalled(policy, "stop-sigkill")
 
 
-def _kill_before(exit_us: int, policy: StopPolicy, own: Iterable[Event]) -> int | None:
-    """When the manager's final signal went to the process, if that was before its exit."""
+def _kill_before(exit_us: int, own: Iterable[Event]) -> int | None:
+    """When the manager's SIGKILL went to the process, if that was before its exit."""
     for event in own:
-        if _is_final_signal(event, policy):
+        if _is_kill(event):
             # The word of the phase may trail the exit it caused: the lower bound counts.
             lower = event.at_us if event.at_min_us is None else event.at_min_us
             if lower <= exit_us:
@@ -343,8 +392,8 @@ def _unread_status(process: WatchedProcess, record: StopRecord) -> tuple[bool | 
     kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
     unseen = "its wait status could not be read"
     if rest_killed or (kill_sent and _may_kill(policy, process)):
-        return None, f"{unseen}, and the manager may have sent it {policy.final_kill_signal}"
-    return False, f"{unseen}, but the manager sent it no {policy.final_kill_signal}"
+        return None, f"{unseen}, and the manager may have sent it SIGKILL"
+    return False, f"{unseen}, but the manager sent it no SIGKILL"
 
 
 def _plain_end(status: ExitStatus | None) -> str:
@@ -356,6 +405,17 @@ def _plain_end(status: ExitStatus | None) -> str:
 
 
 # Verdict -------------------------------------------------------------------------------------
+
+
+def _judge_all(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, str]:
+    """The verdict of the unit, or the worse one of a unit that it pulled along."""
+    verdict, reason = _judge(record, fates)
+    order = list(Verdict)
+    for other in record.along:
+        if order.index(other.verdict) < order.index(verdict):
+            verdict = other.verdict
+            reason = f"{other.unit}, which went down along: {other.verdict_reason}"
+    return verdict, reason
 
 
 def _judge(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, str]:
@@ -391,6 +451,9 @@ def _failure(record: StopRecord) -> str | None:
     timeouts = [event for event in record.events if event.kind is EventKind.TIMEOUT]
     if record.result == "timeout" and timeouts:
         return f"The phase {timeouts[0].sub_state} ran out of its time (Result=timeout)."
+    if record.active_state != "failed" and record.result == record.result_before:
+        # What it failed of before the stop (in auto-restart, say) is not the stop's.
+        return None
     if record.result not in (None, "success"):
         return f"The unit ended with Result={record.result}."
     if record.active_state == "failed":

@@ -7,33 +7,36 @@ imported when that command is asked for: start-up time is a feature.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from click.exceptions import Abort, ClickException, UsageError
+from click.exceptions import Abort, ClickException, NoSuchOption, UsageError
 
 from sdtool.cli.app import build_app
 from sdtool.cli.invocation import Invocation, report_failure
-from sdtool.errors import Interrupted, InvalidArgument, SdtoolError
+from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; the entry point of the console script."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     invocation = Invocation.guess(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name can have any character, a terminal's encoding has not.
-            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup(1) has it ignored: so it stays.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
     try:
-        status = build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False)
-        return int(status or 0)
+        status = int(
+            build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False) or 0
+        )
+        if status == Exit.INTERRUPTED and invocation.command != "sandbox":
+            # typer makes that of a Ctrl-C before or after the question itself.
+            raise Interrupted("Interrupted.")
+        return status
     except ClickException as error:
         return report_failure(invocation, _as_ours(error))
     except SdtoolError as error:
@@ -50,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report_failure(invocation, bug)
 
 
+def _prepare_streams() -> None:
+    """Have streams that take any character; a closed one (``>&-``) takes all and keeps nothing."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A SIGTERM or SIGHUP ends us as Ctrl-C does, so that every observer is torn down."""
     raise KeyboardInterrupt
@@ -58,5 +70,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _as_ours(error: ClickException) -> SdtoolError:
     message = error.format_message().strip()
     command = error.ctx.command_path if isinstance(error, UsageError) and error.ctx else "sdtool"
+    if isinstance(error, NoSuchOption) and command == "sdtool":
+        return InvalidArgument(
+            f"{error.option_name} stands before the command; options stand after it.",
+            hint=f"sdtool COMMAND {error.option_name}",
+        )
     end = "" if message.endswith((".", "?")) else "."
     return InvalidArgument(f"{message}{end}", hint=f"{command} --help")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from sdtool.errors import Exit, Interrupted, SdtoolError
+from sdtool.errors import Exit, Interrupted, SdtoolError, Unavailable
 from sdtool.model.answer import Answer
 from sdtool.model.scope import Scope
 
@@ -29,6 +30,7 @@ class Invocation:
     """What the common options say; filled in while the command line is parsed.
 
     Attributes:
+        mute: Stdout takes nothing any more: errors go to stderr.
         farewell: What to say when the user interrupts: what goes on without us.
     """
 
@@ -39,6 +41,7 @@ class Invocation:
     verbose: bool = False
     debug: bool = False
     farewell: str | None = None
+    mute: bool = False
 
     @classmethod
     def guess(cls, argv: Sequence[str]) -> Invocation:
@@ -47,7 +50,7 @@ class Invocation:
         words = [word for word in options if not word.startswith("-")]
         return cls(
             command=words[0] if words else "",
-            json="--json" in options or "--jsonl" in options,
+            json=any(word.partition("=")[0] in ("--json", "--jsonl") for word in options),
             debug="--debug" in options,
         )
 
@@ -117,35 +120,38 @@ class Invocation:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The descriptor itself, so that the flush at exit has nowhere to fail either.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+            self._write_nowhere()
+        except OSError as error:
+            self._write_nowhere()
+            self.mute = True
+            raise Unavailable(f"The answer could not be written: {error.strerror}.") from error
+
+    def _write_nowhere(self) -> None:
+        """Let the descriptor itself lead nowhere, so that the flush at exit cannot fail either."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
     def print(self, renderable: RenderableType) -> None:
         """Print for people; a pipe gets plain text in full width."""
-        console = self.console()
-        if console.is_terminal:
-            console.print(renderable)
+        if sys.stdout.isatty():
+            self.console(sys.stdout).print(renderable)
             return
-        with console.capture() as captured:
-            console.print(renderable)
-        lines = (line.rstrip() for line in captured.get().splitlines())
+        buffer = io.StringIO()
+        self.console(buffer).print(renderable)
+        lines = (line.rstrip() for line in buffer.getvalue().splitlines())
         self.write("".join(f"{line}\n" for line in lines))
 
-    def console(self) -> Console:
-        """Where text goes, with the colours that the options and the terminal allow."""
+    def console(self, file: TextIO) -> Console:
+        """A console on a stream, with the colours that the options and the terminal allow."""
         from rich.console import Console
 
-        colour = wants_colour(self.color)
+        terminal, colour = file.isatty(), wants_colour(self.color)
         return Console(
-            width=None if sys.stdout.isatty() else PIPE_WIDTH,
-            force_terminal=None if sys.stdout.isatty() else False,
-            color_system="auto"
-            if colour and sys.stdout.isatty()
-            else "standard"
-            if colour
-            else None,
+            file=file,
+            width=None if terminal else PIPE_WIDTH,
+            force_terminal=None if terminal else False,
+            color_system="auto" if colour and terminal else "standard" if colour else None,
             no_color=False if self.color == "always" else None,
             highlight=False,
             soft_wrap=False,
@@ -172,7 +178,7 @@ def print_error(error: SdtoolError) -> None:
 
 def report_failure(invocation: Invocation, error: SdtoolError) -> int:
     """Say why there is no answer at all, as text or in the envelope."""
-    if invocation.json:
+    if invocation.json and not invocation.mute:
         invocation._print_envelope((), (error,), error.exit)
     else:
         print_error(error)

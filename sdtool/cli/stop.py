@@ -113,7 +113,7 @@ def _stop(
         elif invocation.json:
             on_events = _ignore
         else:
-            on_events = _View(invocation, stack, several=len(names) > 1).on_events
+            on_events = _View(invocation, stack).on_events
         asked: list[str] = []
 
         def on_request(unit: str) -> None:
@@ -138,9 +138,9 @@ def _print_json_lines(invocation: Invocation, events: Sequence[Event]) -> None:
 class _View:
     """A line an event; on a terminal the countdown of the phase below them."""
 
-    def __init__(self, invocation: Invocation, stack: ExitStack, *, several: bool) -> None:
+    def __init__(self, invocation: Invocation, stack: ExitStack) -> None:
         self._invocation = invocation
-        self._several = several
+        self._units: set[str] = set()
         self._start_us: int | None = None
         self._states: dict[str, Event] = {}
         self._live: Live | None = None
@@ -149,7 +149,7 @@ class _View:
 
             self._live = stack.enter_context(
                 Live(
-                    console=invocation.console(),
+                    console=invocation.console(sys.stdout),
                     get_renderable=self._countdown,
                     transient=True,
                     refresh_per_second=10,
@@ -172,10 +172,10 @@ class _View:
             armed = [e.at_us for e in events if e.kind is EventKind.OBSERVER]
             self._start_us = max(armed, default=events[0].at_us)
         self._states |= {e.unit: e for e in events if e.kind is EventKind.STATE}
-        verbose = self._invocation.verbose
-        for line in render_events(
-            events, self._start_us, with_unit=self._several, verbose=verbose
-        ):
+        # All units have their observers armed before anything is asked: the first batch has them.
+        self._units |= {event.unit for event in events}
+        several, verbose = len(self._units) > 1, self._invocation.verbose
+        for line in render_events(events, self._start_us, with_unit=several, verbose=verbose):
             self._print(line)
 
     def _print(self, line: Text) -> None:

@@ -34,11 +34,13 @@ class Members:
         self._details = details
         self._log = log
         self._pidfds = pidfds
-        self._group = details.unit.control_group
+        # What has no kill policy (a slice) has no processes of its own: its units have.
+        self._group = details.unit.control_group if details.policy else None
         self._known: dict[ProcessId, WatchedProcess] = {}
         self._looked_at: frozenset[int] = frozenset()
         self._control_pid = details.control_pid
         self._unwatched: set[ProcessId] = set()
+        self._closed = False
         self._walked_us = now_us()
 
     @property
@@ -59,9 +61,13 @@ class Members:
         """Look for processes that were born, or have gone, since the last walk."""
         self._walk(born_now=True)
 
+    def stop_adopting(self) -> None:
+        """The unit has been started again: whoever is born from now on is not of this stop."""
+        self._closed = True
+
     def _walk(self, *, born_now: bool) -> bool:
         """Walk the cgroup once; whether there was anybody new."""
-        if self._group is None:
+        if self._group is None or self._closed:
             return False
         last_us, self._walked_us = self._walked_us, now_us()
         pids = cgroups.read_pids(self._mount, self._group)
@@ -160,6 +166,5 @@ class Members:
         """Those that run now, after one more walk."""
         self.rescan()
         for identity, process in sorted(self._known.items()):
-            facts = processes.read_process(identity.pid)
-            if facts is not None and facts.id == identity and facts.state not in "ZX":
+            if processes.is_running(identity):
                 yield ProcessRef(pid=process.pid, comm=process.comm)

@@ -30,7 +30,8 @@ async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...
     rows = sockets.read_port(spec.port, PROTOCOLS[spec.protocol])
     ids = cgroups.read_ids(session.mount) if rows else {}
     scan = _scan_likely_holders(session, rows, ids or {})
-    return ownership.judge_port(spec, rows, await _join(session, rows, ids, scan))
+    others = 0 if rows else len(processes.read_other_namespaces())
+    return ownership.judge_port(spec, rows, await _join(session, rows, ids, scan), others)
 
 
 def _scan_likely_holders(

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sdtool.analysis import phases, protection, timeline
-from sdtool.errors import DeadlineExceeded, SdtoolError, Unavailable
+from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError, Unavailable
 from sdtool.host.asking import split
 from sdtool.host.eventlog import OnEvents, now_us
 from sdtool.host.session import Session
@@ -64,16 +64,21 @@ async def stop_units(
             # A unit under two names is stopped, and reported, once.
             key = entry.name if isinstance(entry, StopWatch) else str(number)
             entries.setdefault(key, entry)
-        watches = _watches(entries.values())
-        await _watch(session, watches, options, on_events, on_request)
+        for watch in _watches(entries.values()):
+            watch.leave_out(entries.keys())
+        await _watch(session, _watches(entries.values()), options, on_events, on_request)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
-        for watch in _watches(entries.values()):
+        for watch in _with_along(_watches(entries.values())):
             watch.close()
 
 
 def _watches(entries: Iterable[StopWatch | SdtoolError]) -> list[StopWatch]:
     return [entry for entry in entries if isinstance(entry, StopWatch)]
+
+
+def _with_along(watches: Iterable[StopWatch]) -> list[StopWatch]:
+    return [each for watch in watches for each in (watch, *watch.along)]
 
 
 async def _prepare(
@@ -85,11 +90,17 @@ async def _prepare(
     try:
         manager = await session.manager()
         details = await manager.read_unit(name)
+        if not details.can_stop:
+            kind = details.unit.unit_type
+            raise NotApplicable(
+                f"{details.unit.name} cannot be stopped: no {kind} can.", subject=name
+            )
         along = await _read_along(manager, details)
         own = cgroups.read_process_cgroup("self") or "/"
         if not options.force:
             protection.require_stoppable(details.unit.name, (d.unit.name for d in along), own)
-        return StopWatch(session, manager, details, along, options.observers)
+        inner = [StopWatch(session, manager, other, (), options.observers) for other in along]
+        return StopWatch(session, manager, details, inner, options.observers)
     except SdtoolError as error:
         return error
 
@@ -126,10 +137,11 @@ async def _watch(
     if not active:
         return
     manager = await session.manager()
+    everyone = _with_along(active)
     signals = await manager.subscribe()
-    for watch in active:
+    for watch in everyone:
         await watch.arm(on_events)
-    async with _pumping(manager, signals, active):
+    async with _pumping(manager, signals, everyone):
         try:
             async with asyncio.timeout(_deadline(active, options)):
                 await _request(active, options, on_request)
@@ -144,7 +156,7 @@ async def _request(
     watches: Sequence[StopWatch], options: StopOptions, on_request: Callable[[str], None]
 ) -> None:
     """Ask for all the stops; a unit may be on its way down with the first of them."""
-    for watch in watches:
+    for watch in _with_along(watches):
         watch.begin()
     for watch in watches:
         on_request(watch.name)
@@ -157,7 +169,7 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
         return options.deadline_s
     longest = 0.0
     for watch in watches:
-        policies = [policy for policy in (watch.policy, *watch.along_policies) if policy]
+        policies = [each.policy for each in (watch, *watch.along) if each.policy]
         for limit in map(phases.worst_case, policies):
             if limit == INFINITY:
                 return None
@@ -248,4 +260,4 @@ async def _check_liveness(watches: Sequence[StopWatch]) -> None:
             try:
                 await watch.check()
             except Unavailable as error:
-                watch.fail(error)
+                watch.lose_manager(str(error))

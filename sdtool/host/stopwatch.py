@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,7 +23,6 @@ from sdtool.model.stop import (
     EventSource,
     ObserverState,
     PortChange,
-    StopPolicy,
     StopRecord,
     Tier,
 )
@@ -66,7 +65,7 @@ class StopWatch:
     """Everything about the stop of one unit; armed before the job, closed after it.
 
     Args:
-        along: The active units that will go down with it.
+        along: Watches of the active units that will go down with it.
         wanted: Names of ``OBSERVERS`` to use; None for all.
     """
 
@@ -75,7 +74,7 @@ class StopWatch:
         session: Session,
         manager: Manager,
         details: UnitDetails,
-        along: Sequence[UnitDetails],
+        along: Sequence[StopWatch],
         wanted: frozenset[str] | None,
     ) -> None:
         unit = details.unit
@@ -85,7 +84,8 @@ class StopWatch:
         self._mount = session.mount
         self._manager = manager
         self._details = details
-        self._along = along
+        self.along = tuple(along)
+        self._along_names = tuple(watch.name for watch in along)
         self._wanted = wanted
         self._log = EventLog(unit.name)
         self._pidfds = self._make_pidfds(session)
@@ -108,13 +108,13 @@ class StopWatch:
         self._still_up: frozenset[str] = frozenset()
         self._begun = False
         self.requested = False
+        self.has_job = False
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
 
-    @property
-    def along_policies(self) -> tuple[StopPolicy | None, ...]:
-        """How the units that go down along are stopped."""
-        return tuple(details.policy for details in self._along)
+    def leave_out(self, names: Collection[str]) -> None:
+        """Leave units that go down along to the watches that they have of their own."""
+        self.along = tuple(watch for watch in self.along if watch.name not in names)
 
     # Before the job --------------------------------------------------------------------------
 
@@ -179,7 +179,11 @@ class StopWatch:
         """Take the events of every observer."""
         for observer in self._observers:
             if observer.available:
-                self._log.add(*observer.read_events())
+                events = observer.read_events()
+                self._log.add(*events)
+                if any(event.role is Role.MAIN for event in events):
+                    # KillMode=mixed ends the rest within a millisecond: see who that is.
+                    self._members.rescan()
 
     def on_tick(self, now: int) -> None:
         """Look for new processes, and hand on what was held back long enough."""
@@ -192,19 +196,11 @@ class StopWatch:
     def on_signal(self, signal: ManagerSignal) -> None:
         """Take a signal of the manager, if it is about this unit."""
         if isinstance(signal, ConnectionLost):
-            self.fail(self._lost(signal.reason))
+            self.lose_manager(signal.reason)
         elif isinstance(signal, UnitChange) and signal.unit_path == unit_path(self.name):
             self._on_change(signal)
         elif isinstance(signal, JobChange) and signal.unit == self.name:
             self._on_job(signal)
-
-    def _lost(self, reason: str) -> Unavailable:
-        return Unavailable(
-            f"The connection to the manager ended while {self.name} was stopping; "
-            "the stop job goes on.",
-            subject=self.name,
-            hint=reason,
-        )
 
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
@@ -255,6 +251,8 @@ class StopWatch:
             self._new_phases.append(state)
             if self._active_state in ENDED:
                 self._ended_us = at_us
+            elif self._active_state != "deactivating":
+                self._members.stop_adopting()
         self._members.rescan()
 
     def _infer_phases(self, until_us: int) -> None:
@@ -273,9 +271,13 @@ class StopWatch:
         if not self._begun:
             return
         if change.result is None:
+            self.has_job = True
             self._log.note(EventKind.JOB_NEW, EventSource.DBUS)
-        elif self._job is None:
+        elif self._job is None and self.requested:
             self._ended_jobs[change.job] = change.result
+        elif self._job is None:
+            # Nobody asked for this one by itself: another unit pulls it along.
+            self._end_job(change.result)
         elif change.job == self._job:
             self._end_job(change.result)
 
@@ -284,7 +286,7 @@ class StopWatch:
             return
         self._job_result = result
         self._log.note(EventKind.JOB_DONE, EventSource.DBUS, result=result)
-        if self._active_state not in ENDED:
+        if self._active_state not in ENDED or self._ended_us < self._requested_us:
             self._ended_us = now_us()
         self._job_over.set()
 
@@ -294,7 +296,7 @@ class StopWatch:
         Raises:
             Unavailable: The manager does not answer.
         """
-        if self._job is None or self._job_over.is_set():
+        if not self.has_job or self._job_over.is_set():
             return
         unit = await self._read_unit()
         if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
@@ -312,10 +314,14 @@ class StopWatch:
         except NoSuchUnit:
             return replace(self._details.unit, active_state="inactive", sub_state="dead", job=None)
 
-    def fail(self, error: SdtoolError) -> None:
-        """Give up watching: the report would not be true."""
+    def lose_manager(self, reason: str) -> None:
+        """Give up watching: without the manager's word the report would not be true."""
         if self._begun and not self._job_over.is_set():
-            self.failure = error
+            self.failure = Unavailable(
+                f"The manager was lost while {self.name} was stopping; the stop job goes on.",
+                subject=self.name,
+                hint=reason,
+            )
             self._job_over.set()
 
     def crash(self, error: BaseException) -> None:
@@ -339,6 +345,7 @@ class StopWatch:
             return
         try:
             await self._settle()
+            await self._wait_for_along()
             await self._look_around()
         except SdtoolError as error:
             self.failure = error
@@ -346,6 +353,12 @@ class StopWatch:
         self._infer_phases(now_us())
         self._log.hand_on(now_us())
         self.finished = True
+
+    async def _wait_for_along(self) -> None:
+        """Wait for those that are on their way down; no job by now means that they stay."""
+        for watch in self.along:
+            if watch.has_job:
+                await watch.wait_for_end()
 
     async def _settle(self) -> None:
         """Until all that was watched has ended and been freed, at most a quarter of a second.
@@ -381,15 +394,14 @@ class StopWatch:
         if self._listeners:
             present = {row.cookie for row in sockets.read_listeners()}
             self._still_held = tuple(row for row in self._listeners if row.cookie in present)
-        names = [*(details.unit.name for details in self._along), *self._details.triggered_by]
-        units = await self._manager.list_named(names)
+        units = await self._manager.list_named((*self._along_names, *self._details.triggered_by))
         self._still_up = frozenset(u.name for u in units if u.active_state not in ENDED)
 
     def record(self) -> StopRecord:
         """All that was gathered."""
         triggers = tuple(u for u in self._details.triggered_by if u in self._still_up)
         undone = self._job_result == "done" and self._active_state not in ENDED
-        along = (details.unit.name for details in self._along)
+        along = tuple(timeline.build(w.record()) for w in self.along if w.finished and w.has_job)
         return StopRecord(
             unit=self.name,
             policy=self.policy,
@@ -405,10 +417,12 @@ class StopWatch:
             active_state=self._active_state,
             released=tuple(self._port(r) for r in self._listeners if r not in self._still_held),
             held=tuple(self._port(r) for r in self._still_held),
-            also_stopped=tuple(name for name in along if name not in self._still_up),
+            also_stopped=tuple(name for name in self._along_names if name not in self._still_up),
+            along=along,
             # Systemd does not say which of several it was: named only where it is certain.
             reactivated_by=triggers if undone and len(triggers) == 1 else (),
             triggers_active=triggers,
+            result_before=self._details.unit.result,
             already_inactive=self.already_inactive,
         )
 

@@ -85,6 +85,13 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
     Raises:
         NoSuchProcess: It is gone, or never was.
     """
+    process = processes.read_thread_group(pid)
+    if process not in (None, pid):
+        raise NoSuchProcess(
+            f"{pid} is a thread of process {process}.",
+            subject=str(pid),
+            hint=f"sdtool pid {process}",
+        )
     facts = processes.read_detailed(pid)
     if facts is None:
         raise NoSuchProcess(f"There is no process {pid}.", subject=str(pid))

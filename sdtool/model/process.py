@@ -50,6 +50,7 @@ class SignalMasks:
         blocked: Signals that every thread blocks; a process-wide signal then stays pending.
         namespace_init: It is PID 1 of a pid namespace below ours: the kernel drops signals
             that it has no handler for.
+        traced: A debugger is attached, and decides what becomes of signals.
         signalfd: Signals that its signalfd descriptors take; None when not readable.
         waiting: A thread sits in sigwait(3); None when not readable.
     """
@@ -58,6 +59,7 @@ class SignalMasks:
     ignored: int
     blocked: int
     namespace_init: bool
+    traced: bool
     signalfd: int | None
     waiting: bool | None
 

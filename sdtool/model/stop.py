@@ -219,6 +219,8 @@ class StopRecord:
         survivors: Processes of the unit that run after the stop.
         released: Its listening ports that are free now.
         held: Its listening ports that are still taken.
+        along: How the units went down that were pulled along.
+        result_before: The result that stood before the stop.
         already_inactive: There was nothing to stop.
     """
 
@@ -239,6 +241,8 @@ class StopRecord:
     also_stopped: tuple[str, ...]
     reactivated_by: tuple[str, ...]
     triggers_active: tuple[str, ...] = ()
+    along: tuple[StopReport, ...] = ()
+    result_before: str | None = None
     already_inactive: bool = False
 
 
@@ -273,7 +277,9 @@ class StopReport:
         events: Sorted by ``at_us``.
         job_result: systemd's word for the job; "done" even for a stop that ended in SIGKILL.
         killed: Pids that the manager SIGKILLed.
+        verdict: The worst that is true of the unit and of those that went down along.
         also_stopped: Units that went down along, through dependencies.
+        along: Their own reports.
         reactivated_by: Units that started this one again.
         triggers_active: Units that can still start it again (its .socket, .path or .timer).
     """
@@ -295,6 +301,7 @@ class StopReport:
     also_stopped: tuple[str, ...]
     reactivated_by: tuple[str, ...]
     triggers_active: tuple[str, ...]
+    along: tuple[StopReport, ...]
     leftovers: tuple[ProcessRef, ...]
     ports_released: tuple[PortChange, ...]
     ports_held: tuple[PortChange, ...]

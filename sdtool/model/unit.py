@@ -85,6 +85,7 @@ class UnitDetails:
 
     Attributes:
         policy: None for a unit type that kills nothing (targets, devices, slices ...).
+        can_stop: False for types that systemd cannot stop (devices).
         control_pid: The ExecStop=, ExecReload= ... command running now.
         triggered_by: The .socket, .path or .timer units that start it.
         stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
@@ -92,6 +93,7 @@ class UnitDetails:
 
     unit: Unit
     policy: StopPolicy | None = None
+    can_stop: bool = True
     control_pid: int | None = None
     triggered_by: tuple[str, ...] = ()
     stops_along: tuple[str, ...] = ()

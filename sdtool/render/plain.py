@@ -37,7 +37,7 @@ def duration(limit: Limit | None) -> str:
     if limit is None:
         return "unknown"
     if limit == INFINITY:
-        return INFINITY
+        return "no time limit"
     if limit < 1_000_000:
         return f"{limit / 1000:.0f} ms"
     if limit < 60_000_000:

@@ -111,7 +111,8 @@ def _port(answer: PortOwnership) -> RenderableType:
     name = f"{answer.port}/{answer.protocol}" if answer.protocol else str(answer.port)
     head = Text.assemble((name, "bold"), "  ", (answer.verdict, VERDICT_STYLES[answer.verdict]))
     lines: list[RenderableType] = [head]
-    lines += [_owner(owner) for owner in answer.owners]
+    # An MPTCP listener is one of TCP too: one line says it.
+    lines += {text.plain: text for text in map(_owner, answer.owners)}.values()
     for block in answer.blocked_by:
         until = f", free in {duration(block.expires_us)}" if block.expires_us else ""
         peer = f" with {block.peer}" if block.peer else ""
@@ -122,7 +123,7 @@ def _port(answer: PortOwnership) -> RenderableType:
     return Group(*lines)
 
 
-def _owner(owner: PortOwner) -> RenderableType:
+def _owner(owner: PortOwner) -> Text:
     unit = label_unit(owner.unit, owner.manager) or "no unit"
     return Text.assemble(
         "  ",

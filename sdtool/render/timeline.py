@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sdtool.model.process import ProcessRef, Role
 from sdtool.model.stop import (
+    INFINITY,
     Event,
     EventKind,
     Evidence,
@@ -29,10 +30,10 @@ VERDICT_STYLES = {
 HINTS = {
     Verdict.KILLED: "sdtool trace shows, while it runs, what ignores the signal; if it only needs "
     "longer, raise TimeoutStopSec=",
-    Verdict.LEFTOVER: "KillMode=control-group would end them with the unit",
-    Verdict.FAILED: "its journal shows what it said",
     Verdict.UNKNOWN: "sdtool doctor shows what cannot be observed here",
 }
+
+MAX_LISTED = 8
 
 MIXED_HINT = "KillMode=control-group would send them the stop signal first"
 
@@ -77,7 +78,7 @@ def _is_quiet(event: Event) -> bool:
 def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
     event = group[0]
     inferred = event.evidence is Evidence.INFERRED
-    line = Text.assemble((f"{seconds(event.at_us - start_us):>9} s ", "dim"))
+    line = Text.assemble((f"{seconds(max(0, event.at_us - start_us)):>9} s ", "dim"))
     line.append("~ " if inferred else "  ", "dim")
     if with_unit:
         line.append(f"{clean(event.unit)}  ", "dim")
@@ -121,7 +122,9 @@ def _state(event: Event) -> Text:
     text = Text(f"{event.sub_state}", "bold")
     if event.result not in (None, "success") and event.active_state == "failed":
         text.append(f" (result {event.result})", "red")
-    if event.limit_us is not None:
+    if event.limit_us == INFINITY:
+        text.append(", no time limit", "dim")
+    elif event.limit_us is not None:
         text.append(f", {event.then} in {duration(event.limit_us)}", "dim")
     return text
 
@@ -175,22 +178,39 @@ def _report(report: StopReport) -> RenderableType:
         lines.append(_listed("free again", map(_change, report.ports_released)))
     if report.ports_held:
         lines.append(_listed("still taken", map(_change, report.ports_held), "yellow"))
-    if report.also_stopped:
-        lines.append(_listed("stopped along", report.also_stopped))
+    verdicts = {other.unit: f" ({other.verdict})" for other in report.along}
+    if along := dict.fromkeys((*report.also_stopped, *verdicts)):
+        lines.append(_listed("stopped along", (f"{n}{verdicts.get(n, '')}" for n in along)))
     if report.reactivated_by:
         lines.append(_listed("started again by", report.reactivated_by, "yellow"))
     elif report.triggers_active:
         lines.append(_listed("can be started again by", report.triggers_active))
-    hint = HINTS.get(report.verdict)
-    if report.verdict is Verdict.KILLED and report.policy and report.policy.kill_mode == "mixed":
-        hint = MIXED_HINT
+    hint = _hint(report)
     if hint is not None:
-        lines.append(Text(f"  ({hint})", "dim"))
+        lines.append(Text(f"  ({clean(hint)})", "dim"))
     return Group(*lines)
 
 
+def _hint(report: StopReport) -> str | None:
+    """What the reader can do next."""
+    policy = report.policy
+    if report.ports_held and report.verdict is not Verdict.LEFTOVER:
+        return f"sdtool port {report.ports_held[0].port} tells who has it"
+    if report.verdict is Verdict.KILLED and policy and policy.kill_mode == "mixed":
+        return MIXED_HINT
+    if report.verdict is Verdict.LEFTOVER and policy:
+        if policy.kill_mode in ("process", "none"):
+            return "KillMode=control-group would end them with the unit"
+        return None if policy.send_sigkill else "SendSIGKILL=no left them alive"
+    if report.verdict is Verdict.FAILED:
+        return f"journalctl -u {report.unit} shows what it said (--user for a user unit)"
+    return HINTS.get(report.verdict)
+
+
 def _listed(title: str, items: Iterable[str], style: str = "") -> Text:
-    return Text(f"  {title}: {', '.join(clean(item) for item in items)}", style)
+    names = [clean(item) for item in items]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return Text(f"  {title}: {', '.join(names[:MAX_LISTED])}{more}", style)
 
 
 def _ref(ref: ProcessRef) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sdtool.model.process import Disposition, Process, Role
 from sdtool.model.sockets import Socket
-from sdtool.model.stop import StopPolicy
+from sdtool.model.stop import INFINITY, StopPolicy
 from sdtool.model.unit import Trace
 from sdtool.render.plain import address, clean, count, duration, size
 from sdtool.render.tables import cell, new_table, state
@@ -74,15 +74,27 @@ def _head(trace: Trace) -> RenderableType:
 
 
 def _policy(policy: StopPolicy) -> str:
-    words = [f"{policy.kill_signal} {KILL_MODES.get(policy.kill_mode, policy.kill_mode)}"]
+    """The stop policy as one line: who gets what, and what follows when."""
+    hangup = " and SIGHUP" if policy.send_sighup else ""
+    whom = KILL_MODES.get(policy.kill_mode, policy.kill_mode)
+    words = [f"{policy.kill_signal}{hangup} {whom}"]
     if policy.exec_stop:
         words.insert(0, count(policy.exec_stop, "ExecStop command"))
-    limit = duration(policy.timeout_stop_us)
-    if policy.send_sigkill:
-        words.append(f"{policy.final_kill_signal} after {limit}")
-    else:
-        words.append(f"no SIGKILL, gives up after {limit}")
+    if policy.kill_mode != "none":
+        words += _after_the_limit(policy)
     return ", ".join(words)
+
+
+def _after_the_limit(policy: StopPolicy) -> list[str]:
+    limit, final = policy.timeout_stop_us, policy.final_kill_signal
+    if limit == INFINITY:
+        return [duration(limit)]
+    if policy.timeout_stop_failure_mode == "abort":
+        last = f"{final} after {duration(policy.timeout_abort_us)} more"
+        return [f"{policy.watchdog_signal} after {duration(limit)}", last]
+    if not policy.send_sigkill:
+        return [f"no {final}: it asks again after {duration(limit)}, then gives up"]
+    return [f"{final} after {duration(limit)}"]
 
 
 def _process_part(trace: Trace) -> list[RenderableType]:

@@ -74,6 +74,26 @@ def read_identity(pid: int) -> ProcessId | None:
         return None
 
 
+def is_running(process: ProcessId) -> bool:
+    """Whether it still runs; one whose main thread ended runs while another thread does."""
+    facts = read_process(process.pid)
+    if facts is None or facts.id != process:
+        return False
+    if facts.state not in "ZX":
+        return True
+    with contextlib.suppress(OSError):
+        return bool(_read_thread_masks(process.pid))
+    return False
+
+
+def read_thread_group(pid: int) -> int | None:
+    """The process that a thread id belongs to: itself for a process, None when it is gone."""
+    try:
+        return int(parse_status(_read(f"/proc/{pid}/status"))[b"Tgid"])
+    except OSError:
+        return None
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
@@ -120,6 +140,12 @@ def read_netns(pid: int | str) -> int | None:
     return None
 
 
+def read_other_namespaces() -> frozenset[int]:
+    """The network namespaces, beside our own, of the processes that we may look into."""
+    seen = {read_netns(pid) for pid in read_pids()}
+    return frozenset(one for one in seen - {read_netns("self")} if one is not None)
+
+
 # Signals -------------------------------------------------------------------------------------
 
 
@@ -130,7 +156,7 @@ def read_masks(pid: int, state: str = "S") -> SignalMasks | None:
         threads = _read_thread_masks(pid)
     except OSError:
         return None
-    if state in "ZX" and len(threads) <= 1:
+    if state in "ZX" and not threads:
         return None
     return parse_masks(status, threads, read_signalfd(pid), _read_waiting(pid))
 
@@ -165,6 +191,7 @@ def parse_masks(
         ignored=int(status[b"SigIgn"], 16),
         blocked=by_all,
         namespace_init=len(pids) > 1 and pids[-1] == b"1",
+        traced=status.get(b"TracerPid", b"0") != b"0",
         signalfd=signalfd,
         waiting=waiting,
     )

@@ -477,6 +477,7 @@ def parse_details(unit: Unit, properties: Mapping[str, Any]) -> UnitDetails:
             following=get("Following") or None,
         ),
         policy=parse_policy(properties),
+        can_stop=get("CanStop", True) or get("RefuseManualStop", False),
         control_pid=get("ControlPID") or None,
         triggered_by=tuple(get("TriggeredBy") or ()),
         stops_along=_join(properties, "RequiredBy", "BoundBy", "ConsistsOf"),

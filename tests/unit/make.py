@@ -72,7 +72,14 @@ def masks(**fields: Any) -> SignalMasks:
     """Masks of a process that does nothing about signals."""
     zero = {"caught": 0, "ignored": 0, "blocked": 0}
     return SignalMasks(
-        **{**zero, "namespace_init": False, "signalfd": 0, "waiting": False, **fields}
+        **{
+            **zero,
+            "namespace_init": False,
+            "traced": False,
+            "signalfd": 0,
+            "waiting": False,
+            **fields,
+        }
     )
 
 

@@ -77,7 +77,7 @@ def test_encodable_text_is_utf8(data: bytes) -> None:
     ("limit", "expected"),
     [
         (None, "unknown"),
-        ("infinity", "infinity"),
+        ("infinity", "no time limit"),
         (0, "0 ms"),
         (200_000, "200 ms"),
         (1_000_000, "1 s"),

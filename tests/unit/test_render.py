@@ -175,9 +175,9 @@ def test_trace_draws_the_tree() -> None:
         ({"kill_mode": "mixed"}, "SIGTERM to the main process, SIGKILL to the rest"),
         ({"kill_mode": "process"}, "to the main process alone: the others stay"),
         ({"kill_mode": "none"}, "to nobody: all processes stay"),
-        ({"send_sigkill": False}, "no SIGKILL, gives up after 2 s"),
+        ({"send_sigkill": False}, "no SIGKILL: it asks again after 2 s, then gives up"),
         ({"exec_stop": 1}, "1 ExecStop command, SIGTERM"),
-        ({"timeout_stop_us": "infinity"}, "SIGKILL after infinity"),
+        ({"timeout_stop_us": "infinity"}, "to every process, no time limit"),
     ],
 )
 def test_trace_puts_the_policy_in_words(fields: dict[str, Any], words: str) -> None:

@@ -338,14 +338,14 @@ def test_kill_of_a_child_from_outside_is_not_the_managers_in_process_mode() -> N
 
 
 def test_phase_that_came_in_a_burst_is_made_up_by_the_result() -> None:
-    """stop-sigkill can be skipped on the bus: Result=timeout and the wait status tell."""
+    """stop-sigkill can be skipped on the bus: the time that ran out and the status tell."""
     report = stopped(
         [MAIN],
         [phase(ms(4), "stop-sigterm"), gone(ms(2011), MAIN, KILLED), failed(ms(2012))],
         result="timeout",
     )
     assert (Verdict.KILLED, (10,)) == (report.verdict, report.killed)
-    assert "Result=timeout" in report.processes[0].fate_reason
+    assert "had run out" in report.processes[0].fate_reason
 
 
 def test_kill_from_outside_is_not_the_managers() -> None:
@@ -540,9 +540,9 @@ def test_process_gone_before_a_phase_gets_no_signal_of_it() -> None:
 
 
 def test_unit_without_a_policy_signals_nobody() -> None:
-    """A unit type that kills nothing has no kill to blame on the manager."""
+    """A slice kills nothing itself: whose SIGKILL it was is for its units' own reports."""
     report = build(record(policy=None, processes=(MAIN,), events=(gone(ms(5), MAIN, KILLED),)))
-    assert ({10: False}, []) == (killed_by_manager(report), sent(report))
+    assert ({10: None}, []) == (killed_by_manager(report), sent(report))
 
 
 moments = st.integers(0, 8_000_000).map(lambda us: T0 + us)
