@@ -90,15 +90,13 @@ async def _prepare(
     try:
         manager = await session.manager()
         details = await manager.read_unit(name)
-        if not details.can_stop:
-            kind = details.unit.unit_type
-            raise NotApplicable(
-                f"{details.unit.name} cannot be stopped: no {kind} can.", subject=name
-            )
         along = await _read_along(manager, details)
         own = cgroups.read_process_cgroup("self") or "/"
         if not options.force:
             protection.require_stoppable(details.unit.name, (d.unit.name for d in along), own)
+        if not details.can_stop:
+            sentence = f"{details.unit.name} cannot be stopped (CanStop=no)."
+            raise NotApplicable(sentence, subject=name)
         inner = [StopWatch(session, manager, other, (), options.observers) for other in along]
         return StopWatch(session, manager, details, inner, options.observers)
     except SdtoolError as error:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import IO, Any
 
 import pytest
 
 from sdtool.sandbox import PrivateManager
+from sdtool.sources import processes
 from tests.system.conftest import Client
 
 
@@ -408,18 +410,24 @@ def test_stop_interrupted_before_it_asked_says_nothing_of_a_job(
 ) -> None:
     """While the manager is frozen nothing has been asked of it, and nothing goes on."""
     systemctl("start", "sdtool-graceful")
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-graceful", "--user", "--debug"]
+    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-graceful", "--user"]
     os.kill(manager.pid, signal.SIGSTOP)
     try:
         with subprocess.Popen(
             manager.argv(command), stderr=subprocess.PIPE, text=True
         ) as stopping:
-            assert stopping.stderr is not None
-            wait_for_line(stopping.stderr, "selector")
+            wait_for_socket(stopping.pid)
             os.kill(stopping.pid, signal.SIGINT)
             _, stderr = stopping.communicate(timeout=10)
     finally:
         os.kill(manager.pid, signal.SIGCONT)
 
     assert "goes on" not in stderr
-    assert 130 == stopping.returncode
+    assert stopping.returncode == 130
+
+
+def wait_for_socket(pid: int) -> None:
+    """Wait until a process has opened a socket: it talks to the manager from then on."""
+    until = time.monotonic() + 10
+    while not processes.read_socket_inodes(pid):
+        assert time.monotonic() < until, "it never connected"
