@@ -1,5 +1,6 @@
 """Conclusions: pure, synchronous, model to model; every module answers one question.
 
-``ownership`` who owns a cgroup, a socket, a port; ``signals`` what the stop signal will do;
+``ownership`` who owns a cgroup, a socket, a port; ``membership`` which processes and ports a unit
+has; ``signals`` what the stop signal will do; ``protection`` what must not be stopped by a slip;
 ``phases`` what the stop policy means; ``timeline`` how a stop went.
 """

@@ -1,8 +1,8 @@
 """One machine, or one service manager of it, observed: the library's API.
 
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
-methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping``,
-``facilities``.
+methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping`` with
+``stopwatch``, ``members`` and ``eventlog``, ``facilities``.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:
