@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from sdtool.errors import SdtoolError
-from sdtool.sandbox.cgroup import read_hierarchy
 from sdtool.sandbox.requirements import require_host
+from sdtool.sources.cgroups import read_mount
 
 _CAP_SYS_RESOURCE = 24
 
@@ -72,7 +72,7 @@ def _system_obstacle() -> str | None:
 
 def _lacks_controller(name: str) -> str | None:
     """A cgroup controller counts when the root of cgroup2 hands it to its children."""
-    handed_down = (read_hierarchy().mount / "cgroup.subtree_control").read_text().split()
+    handed_down = (read_mount().path / "cgroup.subtree_control").read_text().split()
     return None if name in handed_down else f"cgroup2 has no {name} controller here"
 
 

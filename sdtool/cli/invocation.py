@@ -68,13 +68,14 @@ class Invocation:
             async with Host(self.scope) as host:
                 return await question(host)
 
-        self._configure_logging()
+        self.configure_logging()
         try:
             return asyncio.run(answer())
         except KeyboardInterrupt as error:
             raise Interrupted(self.farewell or "Interrupted.") from error
 
-    def _configure_logging(self) -> None:
+    def configure_logging(self) -> None:
+        """Send what is logged to stderr, as much as the options ask for."""
         level = logging.DEBUG if self.debug else logging.INFO if self.verbose else logging.WARNING
         logging.basicConfig(level=level, format="sdtool: %(message)s", stream=sys.stderr)
         # The libraries log what we handle ourselves.

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdtool.errors import Exit
+from sdtool.cli.invocation import Invocation
+from sdtool.errors import Exit, Interrupted
 
 if TYPE_CHECKING:
     from sdtool.sandbox import Sandbox
 
-DEMO: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Which units run, with how many processes, on which ports?", ("list", "sdtool-*")),
-    ("What is in this one, and what would SIGTERM do to each?", ("trace", "sdtool-forks")),
-    ("Who owns port 18080?", ("port", "18080/tcp")),
-    ("A clean stop.", ("stop", "sdtool-graceful")),
-    ("A stop that needs SIGKILL: systemctl would exit 0 here.", ("stop", "sdtool-forks")),
+_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of the demo: what it shows, its words, and the exit status that is right."""
+
+    title: str
+    words: tuple[str, ...]
+    expected: Exit = Exit.OK
+
+
+DEMO = (
+    Step("Which units run, with how many processes, on which ports?", ("list", "sdtool-*")),
+    Step("What is in this one, and what would SIGTERM do to each?", ("trace", "sdtool-forks")),
+    Step("Who owns port 18080?", ("port", "18080/tcp")),
+    Step("A clean stop.", ("stop", "sdtool-graceful")),
+    Step(
+        "A stop that needs SIGKILL: systemctl would exit 0 here.",
+        ("stop", "sdtool-forks"),
+        Exit.BAD,
+    ),
 )
 
 DEMO_UNITS = ("sdtool-graceful", "sdtool-forks", "sdtool-activated.socket")
@@ -40,8 +60,15 @@ def sandbox_command(
 
     A real systemd --user manager with the demo units; it ends with the command. Needs root.
     """
-    if demo:
-        return run_demo()
+    try:
+        invocation = ctx.ensure_object(Invocation)
+        invocation.configure_logging()
+        return run_demo(invocation) if demo else _run(command)
+    except KeyboardInterrupt as error:
+        raise Interrupted("Interrupted; the sandbox is gone.") from error
+
+
+def _run(command: Sequence[str] | None) -> int:
     from sdtool.sandbox import PrivateManager
 
     with PrivateManager() as manager:
@@ -60,18 +87,45 @@ def _greet() -> None:
 
 
 def _call(sandbox: Sandbox, command: Sequence[str]) -> int:
-    """Run a command inside on our own terminal; its exit status, as a shell reports it."""
-    with subprocess.Popen(sandbox.argv(command)) as process:
-        while True:
-            try:
-                status = process.wait()
-                return 128 - status if status < 0 else status
-            except KeyboardInterrupt:
-                # Ctrl-C is the command's to handle: it has got it too.
-                continue
+    """Run a command inside on our own terminal; its exit status, as a shell reports it.
+
+    Raises:
+        KeyboardInterrupt: We got a SIGTERM or SIGHUP; the command is dead by then.
+    """
+    with _ctrl_c_left_alone(), subprocess.Popen(sandbox.argv(command)) as process:
+        try:
+            status = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+    return 128 - status if status < 0 else status
 
 
-def run_demo() -> int:
+@contextlib.contextmanager
+def _ctrl_c_left_alone() -> Iterator[None]:
+    """Leave Ctrl-C to the command: the terminal sends it to both.
+
+    A handler, not SIG_IGN, which the command would inherit; unless it is ignored already.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command, by force after a moment; a shell at its prompt heeds SIGHUP only."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+            return
+
+
+def run_demo(invocation: Invocation) -> int:
     """list, trace, port and two stops on the demo units; removes all of it afterwards."""
     from sdtool.sandbox import find_manager
 
@@ -80,16 +134,29 @@ def run_demo() -> int:
         if started.returncode != 0:
             sys.stderr.write(started.stderr)
             return Exit.BAD
-        statuses = [_show(sandbox, title, words) for title, words in DEMO]
-    # The last stop needs SIGKILL, and says so by its exit status: that is the demo's success.
-    return Exit.OK if statuses == [0, 0, 0, 0, 1] else Exit.BAD
+        result = Exit.OK
+        for step in DEMO:
+            status = _show(invocation, sandbox, step)
+            if status == Exit.INTERRUPTED:
+                return Exit.INTERRUPTED
+            if status != step.expected:
+                result = Exit.BAD
+                command = f"sdtool {' '.join(step.words)}"
+                sys.stderr.write(
+                    f"sdtool: {command} exited {status}, expected {int(step.expected)}.\n"
+                )
+    return result
 
 
-def _show(sandbox: Sandbox, title: str, words: Sequence[str]) -> int:
-    words = [*words, "--user"]
-    sys.stdout.write(f"\n# {title}\n$ sdtool {' '.join(words)}\n")
+def _show(invocation: Invocation, sandbox: Sandbox, step: Step) -> int:
+    from rich.text import Text
+
+    words = [*step.words, "--user"]
+    title = Text(f"\n{step.title}", style="bold")
+    invocation.print(title.append(f"\n$ sdtool {' '.join(words)}", style="not bold"))
     sys.stdout.flush()
+    words += ["--color", invocation.color]
     status = _call(sandbox, [sys.executable, "-m", "sdtool", *words])
-    sys.stdout.write(f"(exit {status})\n")
+    invocation.print(Text(f"(exit {status})"))
     sys.stdout.flush()
     return status

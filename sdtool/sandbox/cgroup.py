@@ -1,102 +1,60 @@
 """The sandbox's cgroups: where they live, whose they are, and how they end.
 
 A sandbox is one directory at the root of the cgroup2 hierarchy, named after its guardian
-process, so that one left behind is recognised without any state file. The truth comes from
-/proc/self/mountinfo and /proc/PID/stat (proc(5)) and the cgroup2 interface files (kernel:
-Documentation/admin-guide/cgroup-v2.rst). Nothing here touches a cgroup that is not named so.
+process, so that one left behind is recognised without any state file. What the kernel says is
+read by sdtool.sources; this is about writing (kernel: Documentation/admin-guide/cgroup-v2.rst).
+Nothing here touches a cgroup that is not named so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import select
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sdtool.errors import AccessDenied, Unavailable
+from sdtool.sources.cgroups import parse_populated, read_mount, read_procs
+from sdtool.sources.processes import read_identity, read_process
+
+_LOGGER = logging.getLogger(__name__)
 
 _NAME = re.compile(r"sdtool-sandbox-(?P<pid>\d+)-(?P<ticks>\d+)-(?P<pidns>\d+)")
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_ROUND = 0.1
+_STALE_TIMEOUT = 0.2
+_SWEEP_TIMEOUT = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hierarchy:
-    """The cgroup2 hierarchy as this process sees it.
-
-    Attributes:
-        mount: Where it is mounted.
-        prefix: The cgroup that stands at ``mount``, "" for the root; not "" where a container
-            was given a part of its host's hierarchy.
-    """
-
-    mount: Path
-    prefix: str
-
-
-def parse_hierarchy(mountinfo: str) -> Hierarchy | None:
-    """Find the cgroup2 mount that shows most of the hierarchy, None when there is none.
-
-    Source: proc(5), /proc/PID/mountinfo.
-    """
-    found = []
-    for line in mountinfo.splitlines():
-        fields, _, tail = line.partition(" - ")
-        root, mount = fields.split()[3:5]
-        # A root of "/.." lies outside this cgroup namespace: nothing can be placed there.
-        if tail.split()[0] == "cgroup2" and not root.startswith("/.."):
-            found.append(
-                Hierarchy(mount=Path(_unescape(mount)), prefix=_unescape(root).rstrip("/"))
-            )
-    return min(found, key=lambda hierarchy: len(hierarchy.prefix), default=None)
-
-
-def _unescape(field: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
-
-
-def read_hierarchy() -> Hierarchy:
+def read_hierarchy() -> Path:
     """Read where cgroup2 is mounted.
 
     Raises:
         Unavailable: It is not mounted.
     """
-    hierarchy = parse_hierarchy(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-    if hierarchy is None:
+    mount = read_mount()
+    if mount.version != 2:
         raise Unavailable(
             "No cgroup2 hierarchy is mounted here.", hint="mount -t cgroup2 cgroup2 DIRECTORY"
         )
-    return hierarchy
+    return mount.path
 
 
-def read_own_cgroup() -> str:
-    """Read the cgroup2 path of this process, "/" for the root.
+def tree_of(pid: int) -> Path:
+    """Name the directory of the sandbox that process ``pid`` of this pid namespace guards.
 
-    Source: cgroups(7), /proc/PID/cgroup.
+    Raises:
+        Unavailable: cgroup2 is not mounted, or there is no such process.
     """
-    for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
-        if line.startswith("0::"):
-            return line[3:]
-    return "/"
-
-
-def name_of(pid: int) -> str:
-    """Name the sandbox that process ``pid`` of this pid namespace guards."""
-    return f"sdtool-sandbox-{pid}-{_read_start_ticks(pid)}-{_read_pid_namespace()}"
-
-
-def _read_start_ticks(pid: int) -> int | None:
-    """Read when a process started, in clock ticks since boot; None once it is dead."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])
+    guardian = read_identity(pid)
+    if guardian is None:
+        raise Unavailable(f"The guardian, process {pid}, is gone.")
+    name = f"sdtool-sandbox-{pid}-{guardian.start_ticks}-{_read_pid_namespace()}"
+    return read_hierarchy() / name
 
 
 def _read_pid_namespace() -> int:
@@ -139,35 +97,38 @@ def destroy(tree: Path, *, timeout: float) -> bool:
 
     Args:
         tree: Directory of the cgroup; one that does not exist is already destroyed.
-        timeout: Seconds to wait for the kernel, which cannot kill what sleeps uninterruptibly.
+        timeout: Seconds to wait for the kernel, which cannot kill what sleeps uninterruptibly
+            or what a debugger holds; with 0 it is tried once.
 
     Returns:
         Whether the cgroup is gone.
     """
     deadline = time.monotonic() + timeout
-    while tree.exists() and time.monotonic() < deadline:
+    remaining = timeout
+    while tree.exists():
         _kill(tree)
         # Short rounds: without cgroup.kill a fork can slip through, and a process can join late.
-        if _wait_empty(tree, timeout=0.1):
+        if _wait_empty(tree, timeout=min(_ROUND, remaining)):
             remove(tree)
+        if remaining <= 0:
+            break
+        remaining = max(0.0, deadline - time.monotonic())
     return not tree.exists()
 
 
 def _kill(tree: Path) -> None:
     try:
         write(tree / "cgroup.kill", "1")  # Linux 5.14
-    except FileNotFoundError:
-        for pid in _read_pids(tree):
+    except OSError:  # an older kernel, or somebody else has just removed it
+        for pid in _read_members(tree):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _read_pids(tree: Path) -> Iterator[int]:
+def _read_members(tree: Path) -> Iterator[int]:
     """Read the processes of a cgroup and its descendants, visible ones of our pid namespace."""
     for directory, _, _ in os.walk(tree):
-        with contextlib.suppress(OSError):
-            pids = map(int, Path(directory, "cgroup.procs").read_text().split())
-            yield from (pid for pid in pids if pid > 0)
+        yield from read_procs(directory)
 
 
 def _wait_empty(tree: Path, *, timeout: float) -> bool:
@@ -177,13 +138,13 @@ def _wait_empty(tree: Path, *, timeout: float) -> bool:
     """
     try:
         events = (tree / "cgroup.events").open()
-    except FileNotFoundError:
+    except OSError:  # it is gone, or going
         return True
     with events:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         deadline = time.monotonic() + timeout
-        while "populated 1" in _reread(events.fileno()):
+        while parse_populated(_reread(events.fileno())):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
@@ -191,11 +152,11 @@ def _wait_empty(tree: Path, *, timeout: float) -> bool:
     return True
 
 
-def _reread(fd: int) -> str:
+def _reread(fd: int) -> bytes:
     try:
-        return os.pread(fd, 4096, 0).decode()
+        return os.pread(fd, 4096, 0)
     except OSError:  # ENODEV: the cgroup was removed while it was open
-        return ""
+        return b""
 
 
 def remove(tree: Path) -> None:
@@ -205,19 +166,37 @@ def remove(tree: Path) -> None:
             Path(directory).rmdir()
 
 
-def sweep(hierarchy: Hierarchy, *, timeout: float = 5.0) -> tuple[str, ...]:
-    """Destroy the sandboxes whose guardian is dead, and return their names.
+def sweep() -> tuple[Path, ...]:
+    """Destroy the sandboxes whose guardian is dead, and return those that could not be.
 
-    Those of another pid namespace are left alone: whether their guardian lives is not known.
+    It takes half a second at most: what the kernel cannot kill now is for a later sweep. Those
+    of another pid namespace are left alone: whether their guardian lives is not known.
     """
-    stale = [path for path in hierarchy.mount.glob("sdtool-sandbox-*") if _is_stale(path.name)]
+    paths = read_hierarchy().glob("sdtool-sandbox-*")
+    stale = [path for path in paths if _is_stale(path.name)]
     for path in stale:
-        destroy(path, timeout=timeout)
-    return tuple(path.name for path in stale)
+        _kill(path)  # all of them, before any is waited for
+    deadline = time.monotonic() + _SWEEP_TIMEOUT
+    left = []
+    for path in stale:
+        remaining = max(0.0, deadline - time.monotonic())
+        if not destroy(path, timeout=min(_STALE_TIMEOUT, remaining)):
+            left.append(path)
+            report(path)
+    return tuple(left)
 
 
 def _is_stale(name: str) -> bool:
     match = _NAME.fullmatch(name)
     if match is None or int(match["pidns"]) != _read_pid_namespace():
         return False
-    return _read_start_ticks(int(match["pid"])) != int(match["ticks"])
+    guardian = read_process(int(match["pid"]))
+    if guardian is None or guardian.state in "ZX":
+        return True
+    return guardian.id.start_ticks != int(match["ticks"])
+
+
+def report(tree: Path) -> None:
+    """Log that a sandbox could not be removed, and which processes are to blame."""
+    members = " ".join(map(str, sorted(_read_members(tree)))) or "(none that we see)"
+    _LOGGER.warning("The cgroup %s stays: its processes %s cannot be killed.", tree, members)

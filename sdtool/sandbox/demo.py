@@ -38,13 +38,15 @@ class _Unit:
 def find_manager() -> Sandbox:
     """Choose a manager for the demo, not started yet.
 
-    The caller's own user manager when it answers, else a private one for root.
+    The caller's own user manager when it answers, else a private one for root. A sandbox, whose
+    own units the demo units are, lends nothing: a demo inside gets one of its own.
 
     Raises:
         AccessDenied: There is no user manager, and we are not root.
         Unavailable: The demo units are missing.
     """
-    if _answers():
+    search_path = _read_search_path()
+    if search_path is not None and not any(map(_is_units_directory, search_path)):
         return BorrowedManager()
     if os.geteuid() != 0:
         raise AccessDenied(
@@ -58,14 +60,20 @@ def _runtime() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"))
 
 
-def _answers() -> bool:
-    """Whether a user manager listens on its private socket and answers systemctl."""
+def _read_search_path() -> list[Path] | None:
+    """Ask the user manager where it looks for units; None when none listens and answers."""
     with socket.socket(socket.AF_UNIX) as door:
         try:
             door.connect(str(_runtime() / "systemd" / "private"))
         except OSError:
-            return False
-    return _systemctl("show", "--property=Version").returncode == 0
+            return None
+    answer = _systemctl("show", "--value", "--property=UnitPath")
+    return None if answer.returncode != 0 else [Path(word) for word in answer.stdout.split()]
+
+
+def _is_units_directory(directory: Path) -> bool:
+    """Whether a directory has demo units and payloads, of this or another sdtool."""
+    return (directory / "bin").is_dir() and any(directory.glob("sdtool-*.service"))
 
 
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:

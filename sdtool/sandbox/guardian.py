@@ -1,9 +1,9 @@
 """The process that outlives a sandbox's owner by the moment it takes to clean up.
 
-``main`` starts the manager and ends it, with everything
-that runs in the sandbox, as soon as its standard input closes: when the owner asks for it,
-and when the owner is gone for whatever reason, SIGKILL included. It reports one JSON object a
-line on standard output:
+``main`` starts the manager and ends it, with everything that runs in the sandbox, as soon as
+its standard input closes: when the owner asks for it, and when the owner is gone for whatever
+reason, SIGKILL included. Its standard error is the log. It reports one JSON object a line on
+standard output:
 
     {"event": "ready", "pid": 4711, "control_group": "/sdtool-sandbox-.../manager"}
     {"event": "failed", "reason": "...", "denied": false, "hint": null}
@@ -11,7 +11,7 @@ line on standard output:
 
 It lives in a cgroup of the sandbox itself, so that what ends its owner's cgroup (a closed
 session, an outer sandbox) does not take the cleaner too. Were it killed all the same, the
-manager dies with it and the rest is swept at the next start.
+manager dies with it and the owner removes the rest; without an owner the next start does.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.sandbox import cgroup
 from sdtool.sandbox.journal import Journal
+from sdtool.sandbox.log import Writer
+from sdtool.sources.cgroups import read_process_cgroup
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 MANAGER, CLIENT, _GUARDIAN = "manager", "client", "guardian"
 
@@ -95,17 +103,18 @@ class Guardian:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._hierarchy = cgroup.read_hierarchy()
-        self._home = cgroup.read_own_cgroup()
-        self._name = cgroup.name_of(os.getpid())
-        self._tree = self._hierarchy.mount / self._name
+        self._home = read_process_cgroup("self")
+        self._tree = cgroup.tree_of(os.getpid())
+        self._name = self._tree.name
+        self._prefix = ""
         self._manager: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._selector = selectors.DefaultSelector()
         self._signals, self._wakeup = socket.socketpair()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._launch_line, self._launcher = socket.socketpair()
-        self._journal = Journal(self._selector, _log)
+        self._log = Writer(sys.stderr.fileno())
+        self._journal = Journal(self._append)
 
     def run(self) -> None:
         """Guard until the owner, a SIGTERM or the end of the manager ends it."""
@@ -130,14 +139,27 @@ class Guardian:
         # Orphans of the sandbox become ours to reap: some containers have no init that does.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._notify.bind(f"\0{self._name}")
-        self._selector.register(sys.stdin, selectors.EVENT_READ, self._owner_spoke)
-        self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)
-        self._selector.register(self._launch_line, selectors.EVENT_READ, self._launcher_spoke)
-        self._selector.register(self._notify, selectors.EVENT_READ, self._manager_spoke)
+        # In the order in which they are served.
+        self._listen(sys.stdin, self._owner_spoke)
+        self._listen(self._signals, self._signalled)
+        self._listen(self._launch_line, self._launcher_spoke)
+        self._listen(self._notify, self._manager_spoke)
+        self._listen(self._journal, self._something_said)
+
+    def _listen(self, source: FileDescriptorLike, callback: Callable[[], bool]) -> None:
+        """Have ``callback`` called when there is something to read; False from it is the end."""
+        rank = len(self._selector.get_map())
+        self._selector.register(source, selectors.EVENT_READ, (rank, callback))
 
     def _create(self) -> None:
         cgroup.create(self._tree, (MANAGER, CLIENT, _GUARDIAN))
         cgroup.write(self._tree / _GUARDIAN / "cgroup.procs", "0")
+        place = f"/{self._name}/{_GUARDIAN}"
+        found = read_process_cgroup("self")
+        if found is None or not found.endswith(place):
+            raise Unavailable(f"The cgroups at {self._tree.parent} are not this process's own.")
+        # Not "" where a container was given a part of its host's hierarchy.
+        self._prefix = found.removesuffix(place)
 
     def _launch(self) -> None:
         """Start the manager; until it has joined its cgroup only its pid is known."""
@@ -164,11 +186,23 @@ class Guardian:
 
     def _must_remount(self) -> bool:
         """Whether /sys/fs/cgroup, where systemd looks, is not the whole of cgroup2."""
-        return self._hierarchy != cgroup.Hierarchy(mount=Path("/sys/fs/cgroup"), prefix="")
+        return (self._tree.parent, self._prefix) != (Path("/sys/fs/cgroup"), "")
 
     def _watch(self) -> None:
-        while all([key.data() for key, _ in self._selector.select()]):
-            pass
+        """Serve whoever has something to say, a bounded piece of it each, the owner first."""
+        served = True
+        while served:
+            ready = sorted((key.data for key, _ in self._selector.select()), key=itemgetter(0))
+            served = all(callback() for _, callback in ready)
+
+    def _something_said(self) -> bool:
+        self._journal.take()
+        return True
+
+    def _append(self, text: bytes) -> None:
+        # A log that cannot be written is no reason to end the sandbox.
+        with contextlib.suppress(OSError):
+            self._log.append(text)
 
     def _owner_spoke(self) -> bool:
         return bool(os.read(sys.stdin.fileno(), 4096))
@@ -187,7 +221,7 @@ class Guardian:
         message = self._notify.recv(65536).decode(errors="replace")
         if "READY=1" in message.splitlines() and not self._ready and self._manager is not None:
             self._ready = True
-            control_group = f"{self._hierarchy.prefix}/{self._name}/{MANAGER}"
+            control_group = f"{self._prefix}/{self._name}/{MANAGER}"
             _say(event="ready", pid=self._manager.pid, control_group=control_group)
         return True
 
@@ -204,8 +238,10 @@ class Guardian:
         """End every process of the sandbox and remove its cgroups; whether that succeeded."""
         if self._manager is not None:
             self._manager.kill()  # it may not have joined its cgroup yet
+        deadline = time.monotonic() + _KILL_TIMEOUT
         for member in (MANAGER, CLIENT):
-            cgroup.destroy(self._tree / member, timeout=_KILL_TIMEOUT)
+            remaining = max(0.0, deadline - time.monotonic())
+            cgroup.destroy(self._tree / member, timeout=remaining)
         self._reap_all()
         self._journal.drain()
         self._go_home()
@@ -232,8 +268,8 @@ class Guardian:
 
     def _go_home(self) -> None:
         """Leave the sandbox's cgroup, for the root if where we came from is gone."""
-        relative = self._home.removeprefix(self._hierarchy.prefix).strip("/")
-        for directory in (self._hierarchy.mount / relative, self._hierarchy.mount):
+        relative = (self._home or "/").removeprefix(self._prefix).strip("/")
+        for directory in (self._tree.parent / relative, self._tree.parent):
             with contextlib.suppress(OSError):
                 cgroup.write(directory / "cgroup.procs", "0")
                 return
@@ -241,11 +277,6 @@ class Guardian:
 
 def _note(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up socket has the signal's number already."""
-
-
-def _log(text: str) -> None:
-    """Append to our standard error, which is the owner's log file."""
-    os.write(sys.stderr.fileno(), text.encode())
 
 
 def _say_failed(error: Exception) -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 from sdtool.errors import Unavailable
 from sdtool.model.stop import Event, EventKind, EventSource
 
+USUAL_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+
 
 @dataclass(frozen=True, slots=True)
 class CgroupMount:
@@ -84,15 +86,17 @@ def parse_mountinfo(text: str) -> CgroupMount | None:
         before, _, after = line.partition(" - ")
         fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
         if kind == "cgroup2":
-            (unified if fields[3] == "/" else parts).append(_unescape(fields[4]))
+            if not fields[3].startswith("/.."):  # bound from outside our cgroup namespace
+                (unified if fields[3] == "/" else parts).append(_unescape(fields[4]))
         elif kind == "cgroup":
             v1 = True
             if "name=systemd" in options.split(" ")[-1].split(","):
                 named.append(_unescape(fields[4]))
     if unified or parts:
-        # The last mount on a path hides the ones before it; a part of the hierarchy bound
-        # elsewhere counts only where the whole is not mounted (a container's own cgroup).
-        return CgroupMount(Path((unified or parts)[-1]), 2, v1)
+        # The place that systemd itself uses comes before any other that shows the whole; a part
+        # of the hierarchy counts only where the whole is not mounted (a container's own cgroup).
+        usual = [path for path in USUAL_MOUNTS if path in unified]
+        return CgroupMount(Path((usual or unified or parts)[-1]), 2, v1)
     return CgroupMount(Path(named[-1]), 1, False) if named else None
 
 

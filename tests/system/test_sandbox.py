@@ -14,20 +14,9 @@ from pathlib import Path
 import pytest
 
 from sdtool.errors import Unavailable
-from sdtool.sandbox import PrivateManager, units_directory
-from sdtool.sandbox.cgroup import Hierarchy, destroy, parse_hierarchy, read_hierarchy
+from sdtool.sandbox import PrivateManager, log, units_directory
+from sdtool.sandbox.cgroup import destroy, read_hierarchy, sweep
 from sdtool.sandbox.journal import parse_record
-
-HYBRID = """\
-31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
-41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
-"""
-CONTAINER = """\
-700 650 0:27 /docker/4711 /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw
-701 650 0:27 /../.. /mnt/outside rw - cgroup2 cgroup rw
-"""
-SPACE = r"700 650 0:27 / /mnt/a\040b rw - cgroup2 cgroup rw"
 
 # A process that owns a sandbox and says what is in it; killing it is the tests' business.
 OWNER = """
@@ -86,11 +75,11 @@ def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> Non
 
 
 class Owner:
-    """A sandbox owned by another process."""
+    """A sandbox owned by another process, which runs ``code``."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", OWNER],
+            [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,30 +97,29 @@ class Owner:
         return self.process.communicate(timeout=30)[0]
 
 
+# An owner with a unit that has said more than is kept, and goes on.
+CHATTY = """
+import json, sys, time
+from sdtool.sandbox import PrivateManager
+manager = PrivateManager().start()
+manager.run(["systemd-run", "--user", "yes"])
+while "bytes of the log are left out" not in manager.log_text():
+    time.sleep(0.01)
+print(json.dumps([manager.control_group.split("/")[1], manager._guardian.pid]), flush=True)
+sys.stdin.read()
+manager.stop()
+print("stopped", flush=True)
+"""
+
+
 @pytest.fixture
-def owner() -> Iterator[Owner]:
+def owner(request: pytest.FixtureRequest) -> Iterator[Owner]:
     """An owner with units and a command running, all kinds of stubborn ones among them."""
-    owner = Owner()
+    owner = Owner(getattr(request, "param", OWNER))
     yield owner
     owner.process.kill()
     owner.process.communicate()
     eventually(lambda: traces(owner.name) == [])
-
-
-@pytest.mark.parametrize(
-    ("mountinfo", "expected"),
-    [
-        (HYBRID, Hierarchy(mount=Path("/sys/fs/cgroup/unified"), prefix="")),
-        (CONTAINER, Hierarchy(mount=Path("/sys/fs/cgroup"), prefix="/docker/4711")),
-        (SPACE, Hierarchy(mount=Path("/mnt/a b"), prefix="")),
-        ("23 1 0:21 / / rw - ext4 /dev/vda rw\n", None),
-    ],
-)
-def test_hierarchy_is_found_where_it_is_mounted(
-    mountinfo: str, expected: Hierarchy | None
-) -> None:
-    """Hybrid machines and containers do not have it all at /sys/fs/cgroup."""
-    assert expected == parse_hierarchy(mountinfo)
 
 
 def test_destroy_needs_no_cgroup_kill(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +244,35 @@ def test_log_text_has_what_manager_and_units_say() -> None:
     with PrivateManager() as manager:
         eventually(lambda: "systemd: Startup finished" in manager.log_text())
         manager.run(["systemd-run", "--user", "--wait", "sh", "-c", "echo out; printf err >&2"])
-        eventually(lambda: manager.log_text().endswith("err\n"))
+        eventually(lambda: "\nsh: err\n" in manager.log_text())
     assert "sh: out\n" in manager.log_text()
+
+
+def test_log_keeps_the_beginning_and_the_end() -> None:
+    """What lies between is left out in whole lines, counted, and takes no memory."""
+    with PrivateManager() as manager:
+        manager.run(["systemd-run", "--user", "--wait", "seq", "1000000"])
+        eventually(lambda: "\nseq: 1000000\n" in manager.log_text())
+        assert manager._log_fd is not None
+        file, text = os.fstat(manager._log_fd), manager.log_text()
+    lines = text.splitlines()
+    (note,) = [line for line in lines if line.startswith("sdtool: ")]
+    numbers = [int(line[5:]) for line in lines if line.startswith("seq: ")]
+    dropped = file.st_size - len(text) + len(f"{note}\n")
+    assert f"sdtool: {dropped} bytes of the log are left out here" == note
+    assert (1, 1000000) == (numbers[0], numbers[-1])
+    assert [] == [line for line in lines if not line.startswith(("seq: ", "systemd", "sdtool: "))]
+    assert file.st_size > 2 * (log.HEAD + log.TAIL) > file.st_blocks * 512 - (1 << 20)
+
+
+def test_log_breaks_endless_lines() -> None:
+    """A unit that never ends its line does not fill the guardian's memory."""
+    with PrivateManager() as manager:
+        script = "head -c 300000 /dev/zero | tr '\\0' '~'"
+        manager.run(["systemd-run", "--user", "--wait", "sh", "-c", script])
+    pieces = [line for line in manager.log_text().splitlines() if line.startswith("sh: ~")]
+    assert 300000 == sum(piece.count("~") for piece in pieces)
+    assert max(map(len, pieces)) < 150000
 
 
 def test_stop_twice_is_harmless_and_start_again_works() -> None:
@@ -289,6 +304,24 @@ def test_owner_killed_leaves_nothing(owner: Owner) -> None:
     eventually(lambda: traces(owner.name) == [])
 
 
+@pytest.mark.parametrize("owner", [CHATTY], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGKILL, None])
+def test_owner_of_a_chatty_unit_leaves_nothing(owner: Owner, number: int | None) -> None:
+    """A unit that talks without a pause does not make the guardian deaf."""
+    if number is None:
+        assert "stopped\n" == owner.close()
+    else:
+        owner.end(number)
+    eventually(lambda: traces(owner.name) == [])
+
+
+@pytest.mark.parametrize("owner", [CHATTY], indirect=True)
+def test_guardian_of_a_chatty_unit_hears_signals(owner: Owner) -> None:
+    """Its SIGTERM too comes before what the unit says."""
+    os.kill(owner.guardian, signal.SIGTERM)
+    eventually(lambda: traces(owner.name) == [])
+
+
 def test_owner_terminated_leaves_nothing(owner: Owner) -> None:
     """SIGTERM, which an owner may not handle, is no different."""
     owner.end(signal.SIGTERM)
@@ -309,20 +342,83 @@ def test_guardian_ignores_what_a_terminal_sends(owner: Owner) -> None:
     assert ("stopped\n", []) == (owner.close(), traces(owner.name))
 
 
+def test_guardian_killed_is_noticed_by_the_owner(owner: Owner) -> None:
+    """What the manager's death leaves of the sandbox goes before the owner is done."""
+    os.kill(owner.guardian, signal.SIGKILL)
+    eventually(lambda: traces(owner.name) == [])
+    assert (True, "stopped\n") == (is_alive(owner.process.pid), owner.close())
+
+
 def test_guardian_killed_is_cleaned_up_by_stop(owner: Owner) -> None:
-    """The owner sweeps what its guardian could not."""
+    """The owner ends what its guardian could not."""
     os.kill(owner.guardian, signal.SIGKILL)
     assert ("stopped\n", []) == (owner.close(), traces(owner.name))
 
 
 def test_guardian_and_owner_killed_are_swept_at_the_next_start(owner: Owner) -> None:
     """The manager dies with the guardian; the next sandbox takes away the rest."""
+    owner.process.send_signal(signal.SIGSTOP)  # else it cleans up
+    eventually(lambda: " T " in read(Path(f"/proc/{owner.process.pid}/stat")))
     os.kill(owner.guardian, signal.SIGKILL)
     owner.end(signal.SIGKILL)
     eventually(lambda: not is_alive(owner.guardian))
     assert [] != traces(owner.name)
     with PrivateManager():
         assert [] == traces(owner.name)
+
+
+# A process of a cgroup that no SIGKILL ends: a debugger holds it on its way out, until our
+# standard input closes. PTRACE_SEIZE with PTRACE_O_TRACEEXIT, see ptrace(2).
+HOLD = """
+import ctypes, os, signal, sys
+child = os.fork()
+if child == 0:
+    open(sys.argv[1], "w").write("0")
+    signal.pause()
+while str(child) not in open(sys.argv[1]).read().split():
+    os.sched_yield()
+assert ctypes.CDLL(None).ptrace(0x4206, child, 0, 0x40) == 0
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def undead() -> Iterator[tuple[Path, int]]:
+    """The cgroup of a dead guardian's sandbox and the process in it that cannot be killed."""
+    beyond_pid_max = (1 << 22) + os.getpid()
+    name = f"sdtool-sandbox-{beyond_pid_max}-1-{Path('/proc/self/ns/pid').stat().st_ino}"
+    tree = read_hierarchy().mount / name
+    tree.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tree / "cgroup.procs")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as debugger:
+        assert debugger.stdout is not None
+        yield tree, int(debugger.stdout.readline())
+    destroy(tree, timeout=10)
+
+
+def test_undead_sandbox_is_reported(
+    undead: tuple[Path, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the kernel cannot kill stays, and the log names it and its processes."""
+    tree, pid = undead
+    assert tree in sweep()
+    assert f"The cgroup {tree} stays: its processes {pid} cannot be killed." in caplog.text
+
+
+def test_undead_sandboxes_cost_little(undead: tuple[Path, int]) -> None:
+    """A start gives them a moment, a stop leaves them to the next start."""
+    tree, _ = undead
+    begun = time.monotonic()
+    sweep()
+    swept = time.monotonic()
+    with PrivateManager():
+        pass
+    assert tree.exists()
+    assert (True, True) == (swept - begun < 2, time.monotonic() - swept < 5)
 
 
 def test_guardian_stopped_does_not_stop_the_owner_for_ever(
@@ -519,6 +615,13 @@ def test_borrowed_manager_removes_what_a_killed_one_left(host: PrivateManager) -
     assert "up\n" == guest.stdout.readline()
     assert ("down\n", "") == guest.communicate(timeout=30)
     assert before == inventory(host)
+
+
+def test_sandbox_is_not_borrowed(manager: PrivateManager) -> None:
+    """A sandbox that has the demo units already offers a new one inside it."""
+    code = "from sdtool.sandbox import find_manager\nwith find_manager() as it: print(it.pid)"
+    done = manager.run([sys.executable, "-c", code])
+    assert (0, True, "") == (done.returncode, int(done.stdout) != manager.pid, done.stderr)
 
 
 def test_borrowed_manager_refuses_a_second_demo(host: PrivateManager) -> None:
