@@ -124,7 +124,7 @@ def owner(request: pytest.FixtureRequest) -> Iterator[Owner]:
 
 def test_destroy_needs_no_cgroup_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an old kernel processes are killed one by one, even while they fork."""
-    tree = read_hierarchy().mount / f"sdtool-test-{os.getpid()}"
+    tree = read_hierarchy() / f"sdtool-test-{os.getpid()}"
 
     def write(file: Path, text: str) -> None:
         raise FileNotFoundError(file)
@@ -182,7 +182,7 @@ def test_control_group_is_what_the_manager_says(manager: PrivateManager) -> None
 
 def test_sandbox_itself_holds_no_process(manager: PrivateManager) -> None:
     """A cgroup with processes of its own could not hand controllers to its children."""
-    directory = read_hierarchy().mount / manager.control_group.split("/")[1]
+    directory = read_hierarchy() / manager.control_group.split("/")[1]
     assert "" == (directory / "cgroup.procs").read_text()
     controllers = (directory / "cgroup.controllers").read_text().split()
     assert set(controllers) == set((directory / "cgroup.subtree_control").read_text().split())
@@ -331,7 +331,7 @@ def test_owner_terminated_leaves_nothing(owner: Owner) -> None:
 def test_guardian_terminated_leaves_nothing(owner: Owner) -> None:
     """The guardian cleans up when it is asked to end; its owner's stop has nothing to do."""
     os.kill(owner.guardian, signal.SIGTERM)
-    eventually(lambda: not list(read_hierarchy().mount.glob(owner.name)))
+    eventually(lambda: not list(read_hierarchy().glob(owner.name)))
     assert ("stopped\n", []) == (owner.close(), traces(owner.name))
 
 
@@ -388,7 +388,7 @@ def undead() -> Iterator[tuple[Path, int]]:
     """The cgroup of a dead guardian's sandbox and the process in it that cannot be killed."""
     beyond_pid_max = (1 << 22) + os.getpid()
     name = f"sdtool-sandbox-{beyond_pid_max}-1-{Path('/proc/self/ns/pid').stat().st_ino}"
-    tree = read_hierarchy().mount / name
+    tree = read_hierarchy() / name
     tree.mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tree / "cgroup.procs")],
@@ -497,7 +497,7 @@ def test_manager_that_is_not_ready_in_time_is_ended() -> None:
 
 def test_read_only_cgroups_are_a_denial() -> None:
     """In an unprivileged container the error names the cgroup and the way out."""
-    mount = read_hierarchy().mount
+    mount = read_hierarchy()
     done = in_mount_namespace(f"mount -o remount,bind,ro {mount}", START)
     code, message, hint = json.loads(done.stdout)
     assert ("AccessDenied", True) == (code, "Read-only file system" in message)

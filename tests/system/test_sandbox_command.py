@@ -37,7 +37,7 @@ class Running:
         )
         assert self.process.stdout is not None
         path = self.process.stdout.readline().strip()
-        self.cgroup = read_hierarchy().mount / path.split("/")[-2]
+        self.cgroup = read_hierarchy() / path.split("/")[-2]
 
     def finish(self) -> tuple[int, str, str]:
         """Wait for its end; exit status, what came after the first line, the last error."""
