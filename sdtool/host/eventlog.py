@@ -1,4 +1,4 @@
-"""The events of one stop: kept in the order they came, handed on in the order they happened."""
+"""The events of one stop: kept as they came, taken when nothing earlier can come any more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sdtool.analysis import timeline
 from sdtool.model.stop import Event, EventKind, EventSource
 
 HOLD_BACK_US = 50_000
@@ -27,7 +26,6 @@ class EventLog:
         self._unit = unit
         self._events: list[Event] = []
         self._held: list[Event] = []
-        self.on_events: OnEvents = lambda _: None
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -52,9 +50,8 @@ class EventLog:
         self.add(event)
         return event
 
-    def hand_on(self, until_us: int) -> None:
-        """Hand on what happened until then, sorted."""
+    def take(self, until_us: int) -> list[Event]:
+        """What happened until then and was not taken yet."""
         ready = [event for event in self._held if event.at_us <= until_us]
         self._held = [event for event in self._held if event.at_us > until_us]
-        if ready:
-            self.on_events(timeline.sort_events(ready))
+        return ready

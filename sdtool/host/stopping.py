@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sdtool.analysis import phases, protection, timeline
 from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError, Unavailable
 from sdtool.host.asking import split
-from sdtool.host.eventlog import OnEvents, now_us
+from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
@@ -64,8 +64,10 @@ async def stop_units(
             # A unit under two names is stopped, and reported, once.
             key = entry.name if isinstance(entry, StopWatch) else str(number)
             entries.setdefault(key, entry)
+        watched = set(entries)
         for watch in _watches(entries.values()):
-            watch.leave_out(entries.keys())
+            watch.leave_out(watched)
+            watched |= {other.name for other in watch.along}
         await _watch(session, _watches(entries.values()), options, on_events, on_request)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
@@ -138,8 +140,8 @@ async def _watch(
     everyone = _with_along(active)
     signals = await manager.subscribe()
     for watch in everyone:
-        await watch.arm(on_events)
-    async with _pumping(manager, signals, everyone):
+        await watch.arm()
+    async with _pumping(manager, signals, everyone, on_events):
         try:
             async with asyncio.timeout(_deadline(active, options)):
                 await _request(active, options, on_request)
@@ -148,6 +150,14 @@ async def _watch(
             for watch in active:
                 if not watch.finished and watch.failure is None:
                     watch.failure = _too_late(watch, options)
+    _hand_on(everyone, now_us(), on_events)
+
+
+def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -> None:
+    """Hand on what happened to any of the units until then, in the order it happened."""
+    ready = [event for watch in watches for event in watch.take_events(until_us)]
+    if ready:
+        on_events(timeline.sort_events(ready))
 
 
 async def _request(
@@ -190,7 +200,10 @@ def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
 
 @contextlib.asynccontextmanager
 async def _pumping(
-    manager: Manager, signals: asyncio.Queue[ManagerSignal], watches: Sequence[StopWatch]
+    manager: Manager,
+    signals: asyncio.Queue[ManagerSignal],
+    watches: Sequence[StopWatch],
+    on_events: OnEvents,
 ) -> AsyncIterator[None]:
     """Carry signals, observers' events and the passing of time to the watches."""
 
@@ -203,7 +216,7 @@ async def _pumping(
     files = [(fd, watch) for watch in watches for fd in watch.filenos()]
     tasks = [
         asyncio.create_task(_carry_signals(manager, signals, watches)),
-        asyncio.create_task(_carry_time(watches)),
+        asyncio.create_task(_carry_time(watches, on_events)),
         asyncio.create_task(_check_liveness(watches)),
     ]
     for task in tasks:
@@ -242,11 +255,12 @@ async def _carry_signals(
             return
 
 
-async def _carry_time(watches: Sequence[StopWatch]) -> None:
+async def _carry_time(watches: Sequence[StopWatch], on_events: OnEvents) -> None:
     """The tick: new processes, and events whose hold-back is over."""
     while True:
         for watch in watches:
-            watch.on_tick(now_us())
+            watch.on_tick()
+        _hand_on(watches, now_us() - HOLD_BACK_US, on_events)
         await asyncio.sleep(RESCAN_S)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sdtool.analysis import phases, timeline
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
-from sdtool.host.eventlog import HOLD_BACK_US, EventLog, OnEvents, now_us
+from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.host.session import Session
 from sdtool.model.manager import ConnectionLost, JobChange, MainExit, ManagerSignal, UnitChange
@@ -113,7 +113,10 @@ class StopWatch:
         self.finished = self.already_inactive
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Leave units that go down along to the watches that they have of their own."""
+        """Leave units that go down along to the watches that they have elsewhere."""
+        for watch in self.along:
+            if watch.name in names:
+                watch.close()
         self.along = tuple(watch for watch in self.along if watch.name not in names)
 
     # Before the job --------------------------------------------------------------------------
@@ -124,9 +127,8 @@ class StopWatch:
     def _is_wanted(self, switch: str) -> bool:
         return self._wanted is None or switch in self._wanted
 
-    async def arm(self, on_events: OnEvents) -> None:
+    async def arm(self) -> None:
         """Start every observer and look at every process, before anything is asked of systemd."""
-        self._log.on_events = on_events
         await self._manager.ref_unit(self.name)
         group = self._details.unit.control_group
         if group is not None and self._is_wanted("cgroup"):
@@ -185,13 +187,16 @@ class StopWatch:
                     # KillMode=mixed ends the rest within a millisecond: see who that is.
                     self._members.rescan()
 
-    def on_tick(self, now: int) -> None:
-        """Look for new processes, and hand on what was held back long enough."""
+    def on_tick(self) -> None:
+        """Look for new processes and for exits that nobody reaps."""
         self.read_observers()
         if self._begun and not self._job_over.is_set():
             self._members.rescan()
-        self._infer_phases(now - HOLD_BACK_US)
-        self._log.hand_on(now - HOLD_BACK_US)
+
+    def take_events(self, until_us: int) -> list[Event]:
+        """What happened until then, with what can be concluded from it."""
+        self._infer_phases(until_us)
+        return self._log.take(until_us)
 
     def on_signal(self, signal: ManagerSignal) -> None:
         """Take a signal of the manager, if it is about this unit."""
@@ -296,7 +301,8 @@ class StopWatch:
         Raises:
             Unavailable: The manager does not answer.
         """
-        if not self.has_job or self._job_over.is_set():
+        has_job = self.has_job or self._job is not None
+        if not has_job or self._job_over.is_set():
             return
         unit = await self._read_unit()
         if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
@@ -351,7 +357,6 @@ class StopWatch:
             self.failure = error
             return
         self._infer_phases(now_us())
-        self._log.hand_on(now_us())
         self.finished = True
 
     async def _wait_for_along(self) -> None:
