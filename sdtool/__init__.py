@@ -12,15 +12,16 @@ from sdtool import errors, model
 
 if TYPE_CHECKING:
     from sdtool.host import Host, ListFilter, StopOptions
+    from sdtool.model.scope import Scope
 
 __version__ = "0.1.0"
 
-__all__ = ["Host", "ListFilter", "StopOptions", "__version__", "errors", "model"]
+__all__ = ["Host", "ListFilter", "Scope", "StopOptions", "__version__", "errors", "model"]
 
 
 def __getattr__(name: str) -> Any:
     """Load what is heavy on its first use."""
-    if name in ("Host", "ListFilter", "StopOptions"):
+    if name in ("Host", "ListFilter", "Scope", "StopOptions"):
         from sdtool import host
 
         return getattr(host, name)

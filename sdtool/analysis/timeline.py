@@ -9,6 +9,7 @@ Source: systemd.kill(5); service.c of systemd for the order of its phases.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -52,7 +53,7 @@ FAILED_JOBS = frozenset(
 
 def build(record: StopRecord) -> StopReport:
     """The report of a stop, from all that was gathered while it ran."""
-    events = sort_events((*record.events, *_infer_mixed_kill(record)))
+    events = sort_events(record.events)
     own = _group_by_pid(events)
     fates = tuple(_fate(p, record, own.get(p.pid, ())) for p in record.processes)
     killed = tuple(fate.pid for fate in fates if fate.killed_by_manager)
@@ -131,6 +132,10 @@ def infer_phase(
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
         there = [p for p in there if p.role not in awaited or not _ended_by_then(p, state, exits)]
+    if timeout is None and is_kill_phase(state.sub_state or "") and _kills_rest(policy):
+        # KillMode=mixed: this phase is for those that outlived the main process.
+        ended = _first_exit(processes, Role.MAIN, exits)
+        there = [p for p in there if p.pid not in exits or exits[p.pid].at_us > ended]
     sent = _infer_signals(policy, state, there, exits, since)
     if timeout is None:
         return sent
@@ -212,6 +217,14 @@ def _awaited_roles(state: Event) -> frozenset[Role]:
     return frozenset({Role.CONTROL})
 
 
+def _first_exit(
+    processes: Iterable[WatchedProcess], role: Role, exits: Mapping[int, Event]
+) -> int:
+    """When the first process of a role ended; 0 when none has."""
+    ends = [exits[p.pid].at_us for p in processes if p.role is role and p.pid in exits]
+    return min(ends, default=0)
+
+
 def _ended_by_then(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
     gone = exits.get(process.pid)
     return gone is not None and gone.at_us <= state.at_us + EXIT_LAG_US
@@ -235,32 +248,6 @@ def _sent(
     )
 
 
-def _infer_mixed_kill(record: StopRecord) -> tuple[Event, ...]:
-    """KillMode=mixed sends SIGKILL to the rest once main is gone, in no phase of its own."""
-    policy = record.policy
-    main_exit = _main_exit(record)
-    if policy is None or main_exit is None or not _kills_rest(policy):
-        return ()
-    exits, own = exits_by_pid(record.events), _group_by_pid(record.events)
-    sent_already = {e.pid for e in record.events if _is_kill(e)}
-    return tuple(
-        _sent(
-            record.unit,
-            process,
-            SIGKILL,
-            main_exit,
-            main_exit,
-            exits[process.pid].at_us,
-        )
-        for process in record.processes
-        if process.role is not Role.MAIN
-        and process.pid in exits
-        and process.pid not in sent_already
-        and exits[process.pid].at_us > main_exit
-        and _ended_by(_status(own[process.pid]), SIGKILL)
-    )
-
-
 def _is_kill(event: Event) -> bool:
     return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
 
@@ -271,9 +258,7 @@ def _kills_rest(policy: StopPolicy) -> bool:
 
 
 def _main_exit(record: StopRecord) -> int | None:
-    exits = exits_by_pid(record.events)
-    mains = [p.pid for p in record.processes if p.role is Role.MAIN]
-    return next((exits[pid].at_us for pid in mains if pid in exits), None)
+    return _first_exit(record.processes, Role.MAIN, exits_by_pid(record.events)) or None
 
 
 # Fates ---------------------------------------------------------------------------------------
@@ -348,10 +333,27 @@ def _unexplained_kill(
         return None, "ended by SIGKILL; whether the manager sent it is not known for this type"
     if _may_kill(policy, process) and _ran_out_before(exit_us, record.events):
         return True, "ended by SIGKILL when the time for the stop signal had run out"
-    main_exit = _main_exit(record)
-    if _kills_rest(policy) and process.role is not Role.MAIN and main_exit == exit_us:
-        return None, "ended by SIGKILL at the moment the main process ended (KillMode=mixed)"
+    if _kills_rest(policy) and process.role is not Role.MAIN:
+        return _unexplained_mixed_kill(exit_us, record)
     return False, "ended by SIGKILL, but the manager was in no phase that sends it"
+
+
+def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | None, str]:
+    """KillMode=mixed kills in a phase so short that it may not be told, after ExecStopPost=."""
+    main_exit = _main_exit(record) or 0
+    states = [event for event in sort_events(record.events) if event.kind is EventKind.STATE]
+    after_post = [
+        following.at_us
+        for state, following in itertools.pairwise(states)
+        if state.sub_state == "stop-post"
+    ]
+    too_early = exit_us < main_exit or any(
+        exit_us < at_us - SIGNAL_LEAD_US for at_us in after_post
+    )
+    told = any(is_kill_phase(state.sub_state or "") for state in states)
+    if too_early or (told and exit_us != main_exit):
+        return False, "ended by SIGKILL before the manager sent it (KillMode=mixed)"
+    return None, "ended by SIGKILL when the main process ended: systemd's or its own (mixed)"
 
 
 def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
@@ -439,7 +441,7 @@ def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
     names = _names((fate.pid, fate.comm) for fate in killed)
     main_exit = _main_exit(record)
     if record.policy and _kills_rest(record.policy) and main_exit and record.result == "success":
-        return f"{names} got SIGKILL without warning when the main process ended (KillMode=mixed)."
+        return f"{names} got SIGKILL and no stop signal: KillMode=mixed ends the rest so."
     last = max(fate.exit_us or record.ended_us for fate in killed)
     seconds = (last - record.requested_us) / 1_000_000
     return f"{names} had to be SIGKILLed after {seconds:.1f} s."

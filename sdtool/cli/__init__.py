@@ -6,18 +6,19 @@ imported when that command is asked for: start-up time is a feature.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from click.exceptions import Abort, ClickException, NoSuchOption, UsageError
 
 from sdtool.cli.app import build_app
-from sdtool.cli.invocation import Invocation, report_failure
+from sdtool.cli.invocation import Invocation, lost_output, report_failure
 from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError
+
+LOST_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EPIPE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,10 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     invocation = Invocation.guess(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup(1) has it ignored: so it stays.
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _interrupt)
     try:
         status = int(
             build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False) or 0
@@ -44,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         return report_failure(invocation, Interrupted("Interrupted."))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in LOST_OUTPUT:
+            # What typer prints itself (the help) has no other way to say so.
+            invocation.write_nowhere()
+            return report_failure(invocation, lost_output(error))
         if invocation.debug:
             raise
         bug = SdtoolError(
@@ -60,11 +61,6 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A SIGTERM or SIGHUP ends us as Ctrl-C does, so that every observer is torn down."""
-    raise KeyboardInterrupt
 
 
 def _as_ours(error: ClickException) -> SdtoolError:

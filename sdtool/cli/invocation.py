@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -121,14 +122,14 @@ class Invocation:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            self._write_nowhere()
+            self.write_nowhere()
         except OSError as error:
-            self._write_nowhere()
-            self.mute = True
-            raise Unavailable(f"The answer could not be written: {error.strerror}.") from error
+            self.write_nowhere()
+            raise lost_output(error) from error
 
-    def _write_nowhere(self) -> None:
+    def write_nowhere(self) -> None:
         """Let the descriptor itself lead nowhere, so that the flush at exit cannot fail either."""
+        self.mute = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -161,6 +162,11 @@ class Invocation:
         )
 
 
+def lost_output(error: OSError) -> Unavailable:
+    """The error for a stdout that takes no more."""
+    return Unavailable(f"The answer could not be written: {error.strerror}.")
+
+
 def wants_colour(option: str) -> bool:
     """Whether to colour: --color, else NO_COLOR, else whether stdout is a terminal."""
     if option != "auto":
@@ -172,9 +178,10 @@ def print_error(error: SdtoolError) -> None:
     """One sentence on stderr, and the hint below it."""
     from sdtool.render.plain import clean
 
-    sys.stderr.write(f"sdtool: {clean(str(error))}\n")
-    if error.hint:
-        sys.stderr.write(f"({clean(error.hint)})\n")
+    hint = f"({clean(error.hint)})\n" if error.hint else ""
+    with contextlib.suppress(OSError):
+        # A full or closed stderr must not change the exit status.
+        sys.stderr.write(f"sdtool: {clean(str(error))}\n{hint}")
 
 
 def report_failure(invocation: Invocation, error: SdtoolError) -> int:

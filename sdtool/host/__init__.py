@@ -30,7 +30,7 @@ from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.stop import StopReport
 from sdtool.model.unit import ListedUnit, ListFilter, Trace
 
-__all__ = ["Host", "ListFilter", "StopOptions"]
+__all__ = ["Host", "ListFilter", "Scope", "StopOptions"]
 
 
 class Host:

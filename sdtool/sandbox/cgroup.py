@@ -117,12 +117,12 @@ def destroy(tree: Path, *, timeout: float) -> bool:
 
 
 def _kill(tree: Path) -> None:
-    try:
-        write(tree / "cgroup.kill", "1")  # Linux 5.14
-    except OSError:  # an older kernel, or somebody else has just removed it
-        for pid in _read_members(tree):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # before Linux 5.14, or somebody else has just removed it
+        write(tree / "cgroup.kill", "1")
+    # cgroup.kill signals main threads: one that has ended while another runs does not hear it.
+    for pid in _read_members(tree):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _read_members(tree: Path) -> Iterator[int]:

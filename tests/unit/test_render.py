@@ -276,7 +276,12 @@ def test_killed_report_gives_a_hint() -> None:
     """Another one where KillMode=mixed is the cause."""
     report = stopped(
         [MAIN, CHILD],
-        [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), gone(ms(6), CHILD, KILLED)],
+        [
+            phase(ms(4), "stop-sigterm"),
+            gone(ms(5), MAIN),
+            phase(ms(6), "final-sigkill"),
+            gone(ms(7), CHILD, KILLED),
+        ],
         policy(kill_mode="mixed"),
     )
     assert Verdict.KILLED == report.verdict

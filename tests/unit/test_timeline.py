@@ -233,22 +233,47 @@ def test_survivor_of_main_gets_a_second_round() -> None:
 
 
 def test_mixed_kills_children_without_a_word_in_a_successful_stop() -> None:
-    """KillMode=mixed: the child got SIGKILL when main ended, in no phase, with Result=success."""
+    """KillMode=mixed: the child got SIGKILL when main had ended, with Result=success."""
     report = stopped(
         [MAIN, CHILD],
         [
             phase(ms(4), "stop-sigterm"),
             gone(ms(5), MAIN),
-            gone(ms(7), CHILD, KILLED),
-            dead(ms(8)),
+            phase(ms(7), "final-sigkill"),
+            gone(ms(8), CHILD, KILLED),
+            dead(ms(9)),
         ],
         policy(kill_mode="mixed"),
     )
     assert (Verdict.KILLED, (11,), "success") == (report.verdict, report.killed, report.result)
     assert [(10, "SIGTERM"), (11, "SIGKILL")] == sent(report)
     assert "KillMode=mixed" in report.verdict_reason
-    (kill,) = [e for e in report.events if e.signal == "SIGKILL"]
-    assert (ms(5), ms(5), ms(7)) == (kill.at_us, kill.at_min_us, kill.at_max_us)
+
+
+def test_mixed_kill_in_a_phase_nobody_told_is_unknown() -> None:
+    """The phase can be too short for the bus; main may have killed its child itself, too."""
+    report = stopped(
+        [MAIN, CHILD],
+        [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), gone(ms(7), CHILD, KILLED)],
+        policy(kill_mode="mixed"),
+    )
+    assert (Verdict.UNKNOWN, None) == (report.verdict, report.processes[1].killed_by_manager)
+
+
+def test_mixed_kill_before_the_end_of_exec_stop_post_is_not_the_managers() -> None:
+    """KillMode=mixed kills after ExecStopPost=: what ends by SIGKILL before was main's doing."""
+    report = stopped(
+        [MAIN, CHILD],
+        [
+            phase(ms(4), "stop-sigterm"),
+            gone(ms(5), MAIN),
+            phase(ms(6), "stop-post"),
+            gone(ms(60), CHILD, KILLED),
+            dead(ms(320)),
+        ],
+        policy(kill_mode="mixed"),
+    )
+    assert (Verdict.CLEAN, ()) == (report.verdict, report.killed)
 
 
 def test_mixed_spares_a_child_that_ended_before_main() -> None:
