@@ -72,7 +72,7 @@ def test_linter_is_content(command: tuple[str, ...]) -> None:
 
 def test_package_exports_what_it_promises() -> None:
     """The library's API; the lazy names too can be had."""
-    promised = {"Host", "ListFilter", "StopOptions", "__version__", "errors", "model"}
+    promised = {"Host", "ListFilter", "Scope", "StopOptions", "__version__", "errors", "model"}
     assert promised == set(sdtool.__all__)
     assert [] == [name for name in promised if not hasattr(sdtool, name)]
 
