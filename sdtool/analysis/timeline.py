@@ -474,8 +474,10 @@ def _unknown(fates: Sequence[ProcessFate]) -> str | None:
 def _clean_reason(fates: Sequence[ProcessFate]) -> str:
     if not fates:
         return "It had no processes."
-    count = "The process" if len(fates) == 1 else f"All {len(fates)} processes"
-    return f"{count} ended without being SIGKILLed, and nothing stayed behind."
+    if len(fates) == 1:
+        return "The process ended without a SIGKILL of systemd's, and nothing stayed behind."
+    count = f"All {len(fates)} processes"
+    return f"{count} ended, none by a SIGKILL of systemd's, and nothing stayed behind."
 
 
 def _names(processes: Iterable[tuple[int, str]]) -> str:

@@ -269,7 +269,7 @@ def test_report_begins_with_its_verdict() -> None:
     """Verdict, unit, duration, reason."""
     report = stopped([MAIN], [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), dead(ms(6))])
     text = printed(render_reports([report]))
-    assert text.startswith(f"clean  {UNIT}  1.00 s  The process ended without being SIGKILLed")
+    assert text.startswith(f"clean  {UNIT}  1.00 s  The process ended without a SIGKILL")
 
 
 def test_killed_report_gives_a_hint() -> None:
