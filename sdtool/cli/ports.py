@@ -9,6 +9,7 @@ import typer
 
 from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
+from sdtool.cli.views import show_listeners, show_ports
 from sdtool.errors import InvalidArgument
 from sdtool.model.sockets import PortSpec, PortVerdict
 
@@ -36,11 +37,7 @@ def port_command(
     answer = invocation.ask(lambda host: host.port(specs))
     owned = {(entry.port, entry.protocol) for entry in answer.data if _is_owned(entry.verdict)}
     bad = not all(_is_answered(spec, owned) for spec in specs)
-    if invocation.json:
-        return invocation.finish(answer, lambda _: "", bad=bad)
-    from sdtool.render.tables import render_ports
-
-    return invocation.finish(answer, render_ports, bad=bad)
+    return invocation.finish(answer, show_ports, bad=bad)
 
 
 def _is_owned(verdict: PortVerdict) -> bool:
@@ -85,8 +82,4 @@ def ports_command(
     """List the listening sockets by unit."""
     invocation = ctx.ensure_object(Invocation)
     answer = invocation.ask(lambda host: host.ports(units or ()))
-    if invocation.json:
-        return invocation.finish(answer, lambda _: "")
-    from sdtool.render.tables import render_listeners
-
-    return invocation.finish(answer, render_listeners)
+    return invocation.finish(answer, show_listeners)

@@ -13,6 +13,7 @@ import typer
 
 from sdtool.cli.invocation import Invocation
 from sdtool.cli.units import Units
+from sdtool.cli.views import show_reports
 from sdtool.errors import Interrupted, InvalidArgument
 from sdtool.model.answer import Answer
 from sdtool.model.names import is_glob
@@ -65,11 +66,7 @@ def stop_command(
     names = _confirm(invocation, units, yes)
     answer = _stop(invocation, names, options, jsonl)
     bad = any(report.verdict is not Verdict.CLEAN for report in answer.data)
-    if invocation.json:
-        return invocation.finish(answer, lambda _: "", bad=bad)
-    from sdtool.render.timeline import render_reports
-
-    return invocation.finish(answer, render_reports, bad=bad)
+    return invocation.finish(answer, show_reports, bad=bad)
 
 
 def _parse_observers(text: str | None) -> frozenset[str] | None:

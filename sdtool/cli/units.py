@@ -10,6 +10,7 @@ import typer
 
 from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
+from sdtool.cli.views import show_owners, show_traces, show_units
 from sdtool.errors import InvalidArgument
 from sdtool.model.answer import Answer
 
@@ -60,12 +61,10 @@ def list_command(
         everything=everything,
     )
     units = invocation.ask(lambda host: host.list(patterns or (), filters))
-    if invocation.json:
-        return invocation.finish(Answer(data=units), lambda _: "")
-    from sdtool.render.tables import render_units, summarise_units
+    status = invocation.finish(Answer(data=units), show_units)
+    if sys.stdout.isatty() and not invocation.json:
+        from sdtool.render.tables import summarise_units
 
-    status = invocation.finish(Answer(data=units), render_units)
-    if sys.stdout.isatty():
         hint = "" if everything else "; --all shows the inactive ones too"
         sys.stderr.write(f"\n{summarise_units(units)}{hint}\n")
     return status
@@ -83,11 +82,7 @@ def trace_command(ctx: typer.Context, units: Units) -> int:
     """
     invocation = ctx.ensure_object(Invocation)
     answer = invocation.ask(lambda host: host.trace(units))
-    if invocation.json:
-        return invocation.finish(answer, lambda _: "")
-    from sdtool.render.trace import render_traces
-
-    return invocation.finish(answer, render_traces)
+    return invocation.finish(answer, show_traces)
 
 
 def pid_command(
@@ -103,11 +98,7 @@ def pid_command(
     invocation = ctx.ensure_object(Invocation)
     numbers = [_parse_pid(text) for text in pids]
     answer = invocation.ask(lambda host: host.pid(numbers))
-    if invocation.json:
-        return invocation.finish(answer, lambda _: "")
-    from sdtool.render.tables import render_owners
-
-    return invocation.finish(answer, render_owners)
+    return invocation.finish(answer, show_owners)
 
 
 def _parse_pid(text: str) -> int:
