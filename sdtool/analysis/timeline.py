@@ -134,7 +134,7 @@ def infer_phase(
         there = [p for p in there if p.role not in awaited or not _ended_by_then(p, state, exits)]
     if timeout is None and is_kill_phase(state.sub_state or "") and _kills_rest(policy):
         # KillMode=mixed: this phase is for those that outlived the main process.
-        ended = _first_exit(processes, Role.MAIN, exits)
+        ended = _main_end(processes, exits) or 0
         there = [p for p in there if p.pid not in exits or exits[p.pid].at_us > ended]
     sent = _infer_signals(policy, state, there, exits, since)
     if timeout is None:
@@ -217,12 +217,10 @@ def _awaited_roles(state: Event) -> frozenset[Role]:
     return frozenset({Role.CONTROL})
 
 
-def _first_exit(
-    processes: Iterable[WatchedProcess], role: Role, exits: Mapping[int, Event]
-) -> int:
-    """When the first process of a role ended; 0 when none has."""
-    ends = [exits[p.pid].at_us for p in processes if p.role is role and p.pid in exits]
-    return min(ends, default=0)
+def _main_end(processes: Iterable[WatchedProcess], exits: Mapping[int, Event]) -> int | None:
+    """When the main process ended, None when it has not."""
+    mains = (process.pid for process in processes if process.role is Role.MAIN)
+    return min((exits[pid].at_us for pid in mains if pid in exits), default=None)
 
 
 def _ended_by_then(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
@@ -258,7 +256,7 @@ def _kills_rest(policy: StopPolicy) -> bool:
 
 
 def _main_exit(record: StopRecord) -> int | None:
-    return _first_exit(record.processes, Role.MAIN, exits_by_pid(record.events)) or None
+    return _main_end(record.processes, exits_by_pid(record.events))
 
 
 # Fates ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError, Unavaila
 from sdtool.host.asking import split
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.session import Session
-from sdtool.host.stopwatch import StopWatch
+from sdtool.host.stopwatch import ENDED, StopWatch
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ConnectionLost, ManagerReloading, ManagerSignal
 from sdtool.model.stop import INFINITY, StopReport
@@ -117,7 +117,7 @@ async def _read_along(manager: Manager, details: UnitDetails) -> tuple[UnitDetai
     waiting = details.stops_along
     while waiting:
         units = await manager.list_named([name for name in waiting if name not in known])
-        active = [unit.name for unit in units if unit.active_state not in ("inactive", "failed")]
+        active = [unit.name for unit in units if unit.active_state not in ENDED]
         found = [await manager.read_unit(name) for name in active]
         known |= {other.unit.name: other for other in found}
         waiting = tuple(name for other in found for name in other.stops_along)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sdtool.analysis.ownership import owns
 from sdtool.model.process import Disposition, Process, Role
 from sdtool.model.sockets import Socket
 from sdtool.model.stop import INFINITY, StopPolicy
@@ -166,8 +167,9 @@ def _socket_part(trace: Trace) -> list[RenderableType]:
 
 def _sockets(trace: Trace) -> RenderableType:
     table = new_table("SOCKET", "ADDRESS", "STATE", "HELD BY", "")
-    open_doors = [socket for socket in trace.sockets if _is_open(socket)]
-    connections = [socket for socket in trace.sockets if not _is_open(socket)]
+    # What others can come in by is what people look for first.
+    open_doors = [socket for socket in trace.sockets if owns(socket)]
+    connections = [socket for socket in trace.sockets if not owns(socket)]
     for socket in (*open_doors, *connections[:MAX_CONNECTIONS]):
         table.add_row(
             Text(socket.protocol),
@@ -180,11 +182,6 @@ def _sockets(trace: Trace) -> RenderableType:
         more = len(connections) - MAX_CONNECTIONS
         return Group(table, Text(f"and {count(more, 'more connection')}", "dim"))
     return table
-
-
-def _is_open(socket: Socket) -> bool:
-    """Whether others can come in by it: what people look for first."""
-    return socket.protocol == "udp" or socket.state in ("LISTEN", "BOUND")
 
 
 def _held_by(socket: Socket) -> str:
