@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sdtool.errors import SdtoolError
-from sdtool.sandbox.requirements import require_host
+from sdtool.sandbox.requirements import require_container, require_private
 from sdtool.sources.cgroups import read_mount
 
 _CAP_SYS_RESOURCE = 24
@@ -63,8 +63,18 @@ def _bus_obstacle() -> str | None:
 
 @functools.cache
 def _system_obstacle() -> str | None:
+    # Inside a container the manager is there already.
+    return None if "SDTOOL_TEST_SCOPE" in os.environ else _refusal(require_private)
+
+
+@functools.cache
+def _container_obstacle() -> str | None:
+    return _refusal(functools.partial(require_container, build=True))
+
+
+def _refusal(require: Callable[[], None]) -> str | None:
     try:
-        require_host()
+        require()
     except SdtoolError as error:
         return f"{error} ({error.hint})"
     return None
@@ -88,9 +98,34 @@ _TIERS: dict[str, Callable[[], str | None]] = {
     "unit": _needs_nothing,
     "bus": _bus_obstacle,
     "system": _system_obstacle,
+    "container": _container_obstacle,
 }
 
+
+def _lacks_root() -> str | None:
+    return None if os.geteuid() == 0 else "an ordinary user cannot become another one"
+
+
+def _lacks_freezable_manager() -> str | None:
+    inside = os.environ.get("SDTOOL_TEST_SCOPE") == "system"
+    return "PID 1 hears no SIGSTOP from inside its own system" if inside else None
+
+
+def _lacks_unbooted_machine() -> str | None:
+    booted = Path("/run/systemd/system").exists()
+    return "this machine was booted with systemd" if booted else None
+
+
+def _lacks_cgroup_v1() -> str | None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    return None if "name=systemd" in mounts else "this machine has no cgroup v1 hierarchy to show"
+
+
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    "cgroup v1": _lacks_cgroup_v1,
+    "root": _lacks_root,
+    "freezable manager": _lacks_freezable_manager,
+    "unbooted machine": _lacks_unbooted_machine,
     "memory": lambda: _lacks_controller("memory"),
     "pids": lambda: _lacks_controller("pids"),
     "CAP_SYS_RESOURCE": _lacks_sys_resource,

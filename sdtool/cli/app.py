@@ -42,7 +42,7 @@ class LazyGroup(TyperGroup):
         settings = getattr(function, "context_settings", {})
         app.command(cmd_name, context_settings=settings)(function)
         command = typer.main.get_command(app)
-        command.params += common_options()
+        command.params += [*getattr(function, "options", ()), *common_options()]
         return command
 
 

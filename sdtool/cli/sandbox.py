@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from sdtool.cli.invocation import Invocation
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
     from sdtool.sandbox import Sandbox
 
 _GRACE = 1.0
+
+SUITE = "sdtool.suite"
+"""Where the context keeps what --container says."""
+
+GREETING = """\
+A real systemd --user manager with the demo units; it ends with this shell. Try:
+  systemctl --user start sdtool-forks
+  sdtool trace --user sdtool-forks
+  sdtool stop --user sdtool-forks
+"""
+
+CONTAINER_GREETING = """\
+Debian {} in a container, booted by systemd, with the demo units; it ends with this shell. Try:
+  systemctl start sdtool-forks
+  sdtool trace sdtool-forks
+  sdtool stop sdtool-forks
+  su - tester            # an ordinary user; its password is its name, and root's is root
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +77,36 @@ def sandbox_command(
 ) -> int:
     """Run a command or a shell in a throwaway systemd.
 
-    A real systemd --user manager with the demo units; it ends with the command. Needs root.
+    A real systemd --user manager with the demo units, or with --container a whole system with
+    them; it ends with the command. Needs root.
     """
     try:
         invocation = ctx.ensure_object(Invocation)
         invocation.configure_logging()
-        return run_demo(invocation) if demo else _run(command)
+        if demo:
+            return run_demo(invocation)
+        suite = ctx.meta.get(SUITE)
+        return _run(command) if suite is None else _run_in_container(suite, command)
     except KeyboardInterrupt as error:
         raise Interrupted("Interrupted; the sandbox is gone.") from error
+
+
+def _store_suite(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[SUITE] = value
+
+
+# typer has no options whose value may be left out; click has.
+sandbox_command.options = [  # type: ignore[attr-defined]
+    click.Option(
+        param_decls=["--container", "container"],
+        help="Boot Debian (bookworm, trixie or sid) in a container instead.  [trixie]",
+        metavar="[SUITE]",
+        is_flag=False,
+        flag_value="trixie",
+        expose_value=False,
+        callback=_store_suite,
+    )
+]
 
 
 def _run(command: Sequence[str] | None) -> int:
@@ -73,26 +114,33 @@ def _run(command: Sequence[str] | None) -> int:
 
     with PrivateManager() as manager:
         if command is None and sys.stderr.isatty():
-            _greet()
-        return _call(manager, command or [os.environ.get("SHELL", "/bin/sh")])
+            sys.stderr.write(GREETING)
+        command = command or [os.environ.get("SHELL", "/bin/sh")]
+        return _call(manager.argv(command))
 
 
-def _greet() -> None:
-    sys.stderr.write(
-        "A real systemd --user manager with the demo units; it ends with this shell. Try:\n"
-        "  systemctl --user start sdtool-forks\n"
-        "  sdtool trace --user sdtool-forks\n"
-        "  sdtool stop --user sdtool-forks\n"
-    )
+def _run_in_container(suite: str, command: Sequence[str] | None) -> int:
+    from sdtool.sandbox import Container
+
+    with Container(suite, on_progress=_say_progress) as container:
+        container.log_in()
+        if command is None and sys.stderr.isatty():
+            sys.stderr.write(CONTAINER_GREETING.format(suite))
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        return _call(container.argv(command or ["bash", "--login"], terminal=terminal))
 
 
-def _call(sandbox: Sandbox, command: Sequence[str]) -> int:
-    """Run a command inside on our own terminal; its exit status, as a shell reports it.
+def _say_progress(sentence: str) -> None:
+    sys.stderr.write(f"sdtool: {sentence}\n")
+
+
+def _call(argv: Sequence[str]) -> int:
+    """Run what is inside on our own terminal; its exit status, as a shell reports it.
 
     Raises:
         KeyboardInterrupt: We got a SIGTERM or SIGHUP; the command is dead by then.
     """
-    with _ctrl_c_left_alone(), subprocess.Popen(sandbox.argv(command)) as process:
+    with _ctrl_c_left_alone(), subprocess.Popen(argv) as process:
         try:
             status = process.wait()
         except BaseException:
@@ -156,7 +204,7 @@ def _show(invocation: Invocation, sandbox: Sandbox, step: Step) -> int:
     invocation.print(title.append(f"\n$ sdtool {' '.join(words)}", style="not bold"))
     sys.stdout.flush()
     words += ["--color", invocation.color]
-    status = _call(sandbox, [sys.executable, "-m", "sdtool", *words])
+    status = _call(sandbox.argv([sys.executable, "-m", "sdtool", *words]))
     invocation.print(Text(f"(exit {status})"))
     sys.stdout.flush()
     return status

@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from sdtool.model.scope import Scope
+
 
 class Sandbox(abc.ABC):
-    """A ``systemd --user`` manager that knows the demo units, while it is started.
+    """A service manager that knows the demo units, while it is started.
 
-    Use it as a context manager. Clients talk to it with ``--user``.
+    Use it as a context manager.
     """
+
+    scope: Scope = Scope.USER
+    """Which manager it is: clients talk to it with ``--user`` or ``--system``."""
 
     @abc.abstractmethod
     def start(self, *, timeout: float = 20.0) -> Self:

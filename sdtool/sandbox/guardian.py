@@ -1,21 +1,22 @@
 """The process that outlives a sandbox's owner by the moment it takes to clean up.
 
-``main`` starts the manager and ends it, with everything that runs in the sandbox, as soon as
-its standard input closes: when the owner asks for it, and when the owner is gone for whatever
-reason, SIGKILL included. Its standard error is the log. It reports one JSON object a line on
-standard output:
+``guard`` starts what the sandbox is made of and ends it, with everything that runs in it, as
+soon as its standard input closes: when the owner asks for it, and when the owner is gone for
+whatever reason, SIGKILL included. Its standard error is the log. It reports one JSON object a
+line on standard output:
 
     {"event": "ready", "pid": 4711, "control_group": "/sdtool-sandbox-.../manager"}
     {"event": "failed", "reason": "...", "denied": false, "hint": null}
     {"event": "gone", "clean": true}
 
 It lives in a cgroup of the sandbox itself, so that what ends its owner's cgroup (a closed
-session, an outer sandbox) does not take the cleaner too. Were it killed all the same, the
-manager dies with it and the owner removes the rest; without an owner the next start does.
+session, an outer sandbox) does not take the cleaner too. Were it killed all the same, its child
+dies with it and the owner removes the rest; without an owner the next start does.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import json
@@ -28,105 +29,76 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from operator import itemgetter
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.sandbox import cgroup
-from sdtool.sandbox.journal import Journal
 from sdtool.sandbox.log import Writer
 from sdtool.sources.cgroups import read_process_cgroup
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
-MANAGER, CLIENT, _GUARDIAN = "manager", "client", "guardian"
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""What the launched command begins with. setpriv comes too late for a guardian that has died
+before it, so what follows checks its parent."""
+
+_GUARDIAN = "guardian"
 
 _KILL_TIMEOUT = 5.0
 _REAP_TIMEOUT = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
 
-_UNSHARE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
 
-# Joining the cgroup comes first, so that there is no process of the sandbox outside of it.
-# $PPID: setpriv came too late if the guardian had died before it. The exchange of a line: the
-# guardian can reach into the new /run now, and does before the manager looks there.
-_LAUNCH = """
-set -eu
-name=$1 guardian=$2 procs=$3 remount=$4 units=$5; shift 5
-[ "$PPID" = "$guardian" ]
-echo 0 > "$procs"
-if [ "$remount" = yes ]; then
-    umount -R /sys/fs/cgroup
-    mount -t cgroup2 cgroup2 /sys/fs/cgroup
-fi
-mount -t tmpfs -o mode=755,nosuid,nodev "$name" /run
-# systemd --user refuses to run without the first, see sd_booted(3)
-mkdir -p /run/systemd/system /run/systemd/journal "$XDG_RUNTIME_DIR"
-chmod 700 "$XDG_RUNTIME_DIR"
-mkdir -p "$XDG_CONFIG_HOME" "$XDG_DATA_HOME" "$XDG_STATE_HOME" "$XDG_CACHE_HOME"
-ln -s "$units" "$XDG_RUNTIME_DIR/sdtool-units"
-# what is enabled for the users of this machine has no business here
-if [ -d /etc/systemd/user ]; then
-    mount -t tmpfs -o mode=755,nosuid,nodev "$name" /etc/systemd/user
-fi
-echo mounted
-read -r go
-exec "$@" < /dev/null >&2
-"""
+class Guardian(abc.ABC):
+    """One sandbox, from the making of its cgroup to its removal.
 
+    A kind of sandbox says what to launch and which of its parts is the manager.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What the owner wants: the manager's executable, its log level, units and environment."""
+    Args:
+        log: What is appended to the sandbox's log.
+    """
 
-    systemd: str
-    log_level: str
-    units: str
-    environment: dict[str, str]
+    members: ClassVar[tuple[str, ...]]
+    """Its cgroups beside the guardian's, in the order in which they are ended."""
 
-    def to_argument(self) -> str:
-        """Serialise for the guardian's command line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_argument(cls, argument: str) -> Config:
-        """Read what ``to_argument`` wrote."""
-        return cls(**json.loads(argument))
-
-
-class Guardian:
-    """One sandbox, from the making of its cgroup to its removal."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, log: Writer) -> None:
+        self._log = log
         self._home = read_process_cgroup("self")
-        self._tree = cgroup.tree_of(os.getpid())
-        self._name = self._tree.name
-        self._prefix = ""
-        self._manager: subprocess.Popen[bytes] | None = None
+        self.tree = cgroup.tree_of(os.getpid())
+        self.name = self.tree.name
+        self.prefix = ""
+        self._child: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._selector = selectors.DefaultSelector()
         self._signals, self._wakeup = socket.socketpair()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._launch_line, self._launcher = socket.socketpair()
-        self._log = Writer(sys.stderr.fileno())
-        self._journal = Journal(self._append)
+
+    @abc.abstractmethod
+    def _launch(self) -> subprocess.Popen[bytes]:
+        """Start what the sandbox is made of."""
+
+    @abc.abstractmethod
+    def _read_manager(self, child: int) -> tuple[int, str]:
+        """Read the manager's pid and cgroup2 path, once it is ready."""
+
+    @abc.abstractmethod
+    def _drain(self) -> None:
+        """Take in what was said to the last; nobody says any more."""
 
     def run(self) -> None:
-        """Guard until the owner, a SIGTERM or the end of the manager ends it."""
+        """Guard until the owner, a SIGTERM or the end of what was launched ends it."""
         self._arm()
         try:
             self._create()
-            self._launch()
+            self._child = self._launch()
             self._watch()
         except (SdtoolError, OSError) as error:
-            _say_failed(error)
+            say_failed(error)
         finally:
-            _say(event="gone", clean=self._tear_down())
+            say(event="gone", clean=self._tear_down())
 
     def _arm(self) -> None:
         """Be ready for the end before anything is begun."""
@@ -138,55 +110,35 @@ class Guardian:
             signal.signal(number, _note)
         # Orphans of the sandbox become ours to reap: some containers have no init that does.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._notify.bind(f"\0{self._name}")
+        self._notify.bind(f"\0{self.name}")
         # In the order in which they are served.
-        self._listen(sys.stdin, self._owner_spoke)
-        self._listen(self._signals, self._signalled)
-        self._listen(self._launch_line, self._launcher_spoke)
-        self._listen(self._notify, self._manager_spoke)
-        self._listen(self._journal, self._something_said)
+        self.listen(sys.stdin, self._owner_spoke)
+        self.listen(self._signals, self._signalled)
+        self.listen(self._notify, self._manager_spoke)
 
-    def _listen(self, source: FileDescriptorLike, callback: Callable[[], bool]) -> None:
+    def listen(self, source: FileDescriptorLike, callback: Callable[[], bool]) -> None:
         """Have ``callback`` called when there is something to read; False from it is the end."""
         rank = len(self._selector.get_map())
         self._selector.register(source, selectors.EVENT_READ, (rank, callback))
 
+    def forget(self, source: FileDescriptorLike) -> None:
+        """Listen to it no longer."""
+        self._selector.unregister(source)
+
+    @property
+    def notify_socket(self) -> str:
+        """The address for the manager's NOTIFY_SOCKET, see sd_notify(3)."""
+        return f"@{self.name}"
+
     def _create(self) -> None:
-        cgroup.create(self._tree, (MANAGER, CLIENT, _GUARDIAN))
-        cgroup.write(self._tree / _GUARDIAN / "cgroup.procs", "0")
-        place = f"/{self._name}/{_GUARDIAN}"
+        cgroup.create(self.tree, (*self.members, _GUARDIAN))
+        cgroup.write(self.tree / _GUARDIAN / "cgroup.procs", "0")
+        place = f"/{self.name}/{_GUARDIAN}"
         found = read_process_cgroup("self")
         if found is None or not found.endswith(place):
-            raise Unavailable(f"The cgroups at {self._tree.parent} are not this process's own.")
+            raise Unavailable(f"The cgroups at {self.tree.parent} are not this process's own.")
         # Not "" where a container was given a part of its host's hierarchy.
-        self._prefix = found.removesuffix(place)
-
-    def _launch(self) -> None:
-        """Start the manager; until it has joined its cgroup only its pid is known."""
-        arguments = [self._name, str(os.getpid()), str(self._tree / MANAGER / "cgroup.procs")]
-        arguments += ["yes" if self._must_remount() else "no", self._config.units]
-        systemd = [self._config.systemd, "--user", "--log-target=journal"]
-        systemd.append(f"--log-level={self._config.log_level}")
-        self._manager = subprocess.Popen(
-            [*_UNSHARE, "sh", "-c", _LAUNCH, "sh", *arguments, *systemd],
-            stdin=self._launcher.fileno(),
-            stdout=self._launcher.fileno(),
-            env={**self._config.environment, "NOTIFY_SOCKET": f"@{self._name}"},
-        )
-        self._launcher.close()
-
-    def _launcher_spoke(self) -> bool:
-        """Open the journal in the sandbox's own /run and let the manager start."""
-        self._selector.unregister(self._launch_line)
-        if self._manager is not None and self._launch_line.recv(4096):
-            self._journal.open(Path(f"/proc/{self._manager.pid}/root/run/systemd/journal"))
-            self._launch_line.sendall(b"go\n")
-        # Otherwise it has failed, and SIGCHLD will tell.
-        return True
-
-    def _must_remount(self) -> bool:
-        """Whether /sys/fs/cgroup, where systemd looks, is not the whole of cgroup2."""
-        return (self._tree.parent, self._prefix) != (Path("/sys/fs/cgroup"), "")
+        self.prefix = found.removesuffix(place)
 
     def _watch(self) -> None:
         """Serve whoever has something to say, a bounded piece of it each, the owner first."""
@@ -195,12 +147,8 @@ class Guardian:
             ready = sorted((key.data for key, _ in self._selector.select()), key=itemgetter(0))
             served = all(callback() for _, callback in ready)
 
-    def _something_said(self) -> bool:
-        self._journal.take()
-        return True
-
-    def _append(self, text: bytes) -> None:
-        # A log that cannot be written is no reason to end the sandbox.
+    def append(self, text: bytes) -> None:
+        """Append to the log; one that cannot be written is no reason to end the sandbox."""
         with contextlib.suppress(OSError):
             self._log.append(text)
 
@@ -213,40 +161,40 @@ class Guardian:
         status = self._reap()
         if status is not None:
             reason = f"the manager ended with status {os.waitstatus_to_exitcode(status)}"
-            _say_failed(Unavailable(reason))
+            say_failed(Unavailable(reason))
         return status is None and signal.SIGTERM not in numbers
 
     def _manager_spoke(self) -> bool:
         """Report the first READY=1; the manager repeats it when all its start-up jobs are done."""
         message = self._notify.recv(65536).decode(errors="replace")
-        if "READY=1" in message.splitlines() and not self._ready and self._manager is not None:
+        if "READY=1" in message.splitlines() and not self._ready and self._child is not None:
             self._ready = True
-            control_group = f"{self._prefix}/{self._name}/{MANAGER}"
-            _say(event="ready", pid=self._manager.pid, control_group=control_group)
+            pid, control_group = self._read_manager(self._child.pid)
+            say(event="ready", pid=pid, control_group=control_group)
         return True
 
     def _reap(self) -> int | None:
-        """Reap every child that is dead; the manager's wait status if it was among them."""
+        """Reap every child that is dead; our own child's wait status if it was among them."""
         found = None
         with contextlib.suppress(ChildProcessError):
-            while (child := os.waitpid(-1, os.WNOHANG))[0]:
-                if self._manager is not None and child[0] == self._manager.pid:
-                    found = child[1]
+            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+                if self._child is not None and dead[0] == self._child.pid:
+                    found = dead[1]
         return found
 
     def _tear_down(self) -> bool:
         """End every process of the sandbox and remove its cgroups; whether that succeeded."""
-        if self._manager is not None:
-            self._manager.kill()  # it may not have joined its cgroup yet
+        if self._child is not None:
+            self._child.kill()  # it may not have joined its cgroup yet
         deadline = time.monotonic() + _KILL_TIMEOUT
-        for member in (MANAGER, CLIENT):
+        for member in self.members:
             remaining = max(0.0, deadline - time.monotonic())
-            cgroup.destroy(self._tree / member, timeout=remaining)
+            cgroup.destroy(self.tree / member, timeout=remaining)
         self._reap_all()
-        self._journal.drain()
+        self._drain()
         self._go_home()
-        cgroup.remove(self._tree)
-        return not self._tree.exists()
+        cgroup.remove(self.tree)
+        return not self.tree.exists()
 
     def _reap_all(self) -> None:
         """Wait for the last of the children; the bound is for one that left the sandbox."""
@@ -268,8 +216,8 @@ class Guardian:
 
     def _go_home(self) -> None:
         """Leave the sandbox's cgroup, for the root if where we came from is gone."""
-        relative = (self._home or "/").removeprefix(self._prefix).strip("/")
-        for directory in (self._tree.parent / relative, self._tree.parent):
+        relative = (self._home or "/").removeprefix(self.prefix).strip("/")
+        for directory in (self.tree.parent / relative, self.tree.parent):
             with contextlib.suppress(OSError):
                 cgroup.write(directory / "cgroup.procs", "0")
                 return
@@ -279,24 +227,30 @@ def _note(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up socket has the signal's number already."""
 
 
-def _say_failed(error: Exception) -> None:
+def say_failed(error: Exception) -> None:
+    """Report that the sandbox cannot be, and why."""
     denied = isinstance(error, AccessDenied)
-    _say(event="failed", reason=str(error), denied=denied, hint=getattr(error, "hint", None))
+    say(event="failed", reason=str(error), denied=denied, hint=getattr(error, "hint", None))
 
 
-def _say(**event: object) -> None:
+def say(**event: object) -> None:
+    """Report an event to the owner."""
     # Nobody listens once the owner is dead.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
 
 
-def main() -> None:
-    """Guard one sandbox."""
+def guard(make: Callable[[Writer, str], Guardian]) -> None:
+    """Guard one sandbox: the whole program.
+
+    Args:
+        make: Makes the guardian from the log and the argument that the owner gave.
+    """
     os.umask(0o022)
     try:
-        guardian = Guardian(Config.from_argument(sys.argv[1]))
+        guardian = make(Writer(sys.stderr.fileno()), sys.argv[1])
     except (SdtoolError, OSError) as error:
-        _say_failed(error)
+        say_failed(error)
     else:
         guardian.run()

@@ -1,0 +1,200 @@
+"""A throwaway real system: Debian of a suite, booted by systemd in a container.
+
+It has a system manager, a journal, logind, polkit, an ordinary user, and a loopback of its own;
+it has neither the machine's network nor its devices. Everything in it is gone with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sdtool.errors import Unavailable
+from sdtool.model.scope import Scope
+from sdtool.sandbox import cache
+from sdtool.sandbox.container_guardian import ContainerConfig
+from sdtool.sandbox.guarded import PATH, GuardedSandbox
+from sdtool.sandbox.rootfs import TESTER, TESTER_UID, Progress, obtain_packages, obtain_rootfs
+from sdtool.sandbox.units import units_directory
+
+_HOME = "/opt/sdtool"
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+# No ``-P``: the directory that it adds to the path is the one given.
+_SDTOOL = f"""#!/bin/sh
+export PYTHONPATH={_HOME}/lib:{_HOME}/packages
+exec python3 -m sdtool "$@"
+"""
+
+_UNIT_PATHS = ("/usr/local/lib/systemd/system", "/usr/local/lib/systemd/user")
+
+_LOGIN_TIMEOUT = 20.0
+
+
+def _say_nothing(sentence: str) -> None:
+    """Keep progress to ourselves."""
+
+
+class Container(GuardedSandbox):
+    """A throwaway real system of a Debian suite, with the demo units and the command ``sdtool``.
+
+    Commands run in it as units of their own, as root or as the user ``tester``. Its log is its
+    console; the rest is in its journal.
+
+    Args:
+        suite: One of ``SUITES``.
+        units: Directory of units that both managers find, the demo units' by default.
+        bind: Directories of the machine that are there too, read-only, under the same name.
+        prepare: Shell commands, run in the root directory before the boot.
+        cgroups: "unified", or "legacy" for a system that has cgroup v1 only.
+        arguments: More arguments for systemd-nspawn(1).
+        requirements: More Python packages for its ``python3``, in pip's words.
+        on_progress: Told in a sentence of what takes long.
+    """
+
+    title = "container"
+    scope = Scope.SYSTEM
+
+    def __init__(
+        self,
+        suite: str = "trixie",
+        *,
+        units: Path | None = None,
+        bind: Sequence[Path] = (),
+        prepare: str = "",
+        cgroups: str = "unified",
+        arguments: Sequence[str] = (),
+        requirements: Sequence[str] = (),
+        on_progress: Progress = _say_nothing,
+    ) -> None:
+        super().__init__()
+        self.suite = suite
+        self._units = (units_directory() if units is None else units).resolve()
+        self._bind = tuple(bind)
+        self._prepare_root = prepare
+        self._cgroups = cgroups
+        self._arguments = tuple(arguments)
+        self._requirements = tuple(requirements)
+        self._on_progress = on_progress
+        self._in_use: list[int] = []
+
+    def stop(self) -> None:
+        """End the container and every process in it; harmless when it is not running."""
+        super().stop()
+        while self._in_use:
+            os.close(self._in_use.pop())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every command inside has in its environment, beside what its user brings."""
+        return {"PATH": PATH, "LANG": "C.UTF-8", "PYTHONPATH": f"{_HOME}/packages"}
+
+    def argv(
+        self,
+        command: Sequence[str],
+        *,
+        user: str = "root",
+        terminal: bool = False,
+        env: Mapping[str, str] | None = None,
+        directory: str = "~",
+        properties: Sequence[str] = (),
+    ) -> list[str]:
+        """Build the command line that runs ``command`` inside, as a unit of its own.
+
+        It ends with the exit status of the command, 255 where a signal ended that.
+
+        Args:
+            command: Program and arguments.
+            user: Who it runs as.
+            terminal: Give it a terminal of its own, passed through to ours.
+            env: More variables for its environment.
+            directory: Its working directory; ``~`` is the user's home.
+            properties: More of its unit, "NAME=VALUE".
+
+        Raises:
+            Unavailable: The container is not running.
+        """
+        variables = {**self.environment, **(env or {})}
+        if user == TESTER:
+            variables["XDG_RUNTIME_DIR"] = f"/run/user/{TESTER_UID}"
+        run = ["systemd-run", "--quiet", "--wait", "--collect", "--pty" if terminal else "--pipe"]
+        run += [f"--uid={user}", f"--property=WorkingDirectory={directory}"]
+        run += [f"--property={setting}" for setting in properties]
+        run += [f"--setenv={name}={value}" for name, value in variables.items()]
+        # The manager would take $NAME in an argument for a variable.
+        return self.enter([*run, "--", *(word.replace("$", "$$") for word in command)])
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """Build the command line that runs ``command`` inside as root without any unit.
+
+        It stays in the cgroup of its caller, and needs no manager that answers.
+
+        Raises:
+            Unavailable: The container is not running.
+        """
+        self.require_running()
+        plain = [
+            "env",
+            "-i",
+            f"PATH={PATH}",
+            "LANG=C.UTF-8",
+            f"TERM={os.environ.get('TERM', 'dumb')}",
+        ]
+        return ["nsenter", "--target", str(self.pid), "--all", "--", *plain, *command]
+
+    def log_in(self, user: str = TESTER) -> None:
+        """Start the user manager of ``user``, and let it linger, with the demo units in it.
+
+        Raises:
+            Unavailable: It did not come up.
+        """
+        runtime = f"/run/user/{TESTER_UID}"
+        steps = f"loginctl enable-linger {user} && systemctl start user@{TESTER_UID}.service"
+        steps += f" && ln -sfn {_HOME}/lib/units {runtime}/sdtool-units"
+        try:
+            done = self.run(["sh", "-c", steps], timeout=_LOGIN_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"The user manager of {user} did not come up in time.") from error
+        if done.returncode != 0:
+            raise Unavailable(
+                f"The user manager of {user} did not come up: {done.stderr.strip()}."
+            )
+
+    def _prepare(self) -> tuple[str, str]:
+        rootfs = obtain_rootfs(self.suite, self._on_progress)
+        packages = obtain_packages(rootfs, self._requirements, self._on_progress)
+        self._in_use = [cache.use(rootfs), cache.use(packages)]
+        arguments = ["--private-network", "--resolv-conf=off", "--timezone=off"]
+        arguments += [f"--hostname=sdtool-{self.suite}", *self._binds(packages), *self._arguments]
+        config = ContainerConfig(
+            rootfs=str(rootfs),
+            prepare=f"{_install()}\n{self._prepare_root}",
+            cgroups=self._cgroups,
+            arguments=(*arguments, "systemd.show_status=0"),
+        )
+        return "sdtool.sandbox.container_guardian", config.to_argument()
+
+    def _binds(self, packages: Path) -> list[str]:
+        """Show the container sdtool, its dependencies, the demo units and what was asked for."""
+        places = {f"{_HOME}/lib/sdtool": _PACKAGE, f"{_HOME}/packages": packages}
+        units = (f"{_HOME}/lib/units", "/run/sdtool-units", *_UNIT_PATHS)
+        places |= dict.fromkeys(units, self._units)
+        places |= {str(path): path for path in self._bind}
+        return [
+            f"--bind-ro={_escape(str(path))}:{_escape(place)}" for place, path in places.items()
+        ]
+
+    def _await_service(self, deadline: float) -> None:
+        """The system manager is ready when it says so."""
+
+
+def _install() -> str:
+    """The shell commands that put the command ``sdtool`` into a root directory."""
+    return f"cat > usr/local/bin/sdtool << 'END'\n{_SDTOOL}END\nchmod 755 usr/local/bin/sdtool"
+
+
+def _escape(path: str) -> str:
+    """Quote a path for --bind=, where a colon separates."""
+    return path.replace("\\", "\\\\").replace(":", "\\:")
