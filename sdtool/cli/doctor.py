@@ -13,5 +13,5 @@ def doctor_command(ctx: typer.Context) -> int:
     """Say what sdtool can see here, and why not."""
     invocation = ctx.ensure_object(Invocation)
     facilities = invocation.ask(lambda host: host.doctor())
-    bad = any(row.facility == "bus" and not row.available for row in facilities)
+    bad = any(row.facility == "manager" and not row.available for row in facilities)
     return invocation.finish(Answer(data=facilities), show_facilities, bad=bad)

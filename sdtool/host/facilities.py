@@ -1,12 +1,14 @@
-"""doctor: what sdtool can see on this machine, facility by facility."""
+"""doctor: what sdtool can see on this machine, facility by facility, and what it lacks."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from sdtool.errors import SdtoolError
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
+from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
 
@@ -14,53 +16,93 @@ Probe = Callable[[], tuple[bool, str]]
 
 
 async def read_facilities(session: Session) -> tuple[Facility, ...]:
-    """Every facility with the truth about it; the manager's bus first."""
-    asked: tuple[tuple[str, Probe, str], ...] = (
+    """Every facility with the truth about it; the manager and its bus first."""
+    asked: tuple[tuple[str, Probe, str, str], ...] = (
         (
             "cgroups",
             lambda: probes.probe_cgroups(session.mount),
-            "processes of units, socket owners",
+            "the units of sockets and processes, a cgroup that empties during a stop",
+            "the creators of sockets are unknown, and when a cgroup emptied",
         ),
-        ("privileges", probes.probe_privileges, "holders of sockets, signalfd and sigwait users"),
-        ("pidfd", probe_exit_info, "exits with their wait status while a unit stops"),
-        ("sock_diag", probes.probe_sock_diag, "ports with the cgroup that created each"),
-        ("tracefs", probes.probe_tracefs, "the kernel's own record of signals (not used yet)"),
-        ("journal", probes.probe_journal, "past stops and failures (not used yet)"),
+        (
+            "privileges",
+            probes.probe_privileges,
+            "holders of sockets, signalfd and sigwait users",
+            "holders of other users' sockets are null; some dispositions are unknown",
+        ),
+        (
+            "proc",
+            probes.probe_proc,
+            "the processes of every user",
+            "other users' processes are counted, but nothing is said of them",
+        ),
+        (
+            "pidfd",
+            probe_exit_info,
+            "exits with their wait status while a unit stops",
+            "only main and control processes have an exit status, from systemd",
+        ),
+        (
+            "sock_diag",
+            probes.probe_sock_diag,
+            "ports with the cgroup that created each",
+            "the owner of a port is told by its holders alone",
+        ),
+        (
+            "tracefs",
+            probes.probe_tracefs,
+            "the kernel's own record of signals (not used yet)",
+            "signals sent are inferred",
+        ),
+        (
+            "journal",
+            probes.probe_journal,
+            "past stops and failures (not used yet)",
+            "nothing that is answered yet",
+        ),
     )
-    return (
-        *await _probe_manager(session),
-        *(_facility(name, probe, gives) for name, probe, gives in asked),
-    )
+    return (*await _probe_manager(session), *(_facility(*one) for one in asked))
 
 
-def _facility(name: str, probe: Probe, gives: str) -> Facility:
+def _facility(name: str, probe: Probe, gives: str, costs: str) -> Facility:
     try:
         available, reason = probe()
     except (SdtoolError, OSError) as error:
         available, reason = False, str(error)
-    return Facility(facility=name, available=available, reason=reason, gives=gives)
+    return Facility(
+        facility=name,
+        available=available,
+        reason=reason,
+        gives=gives,
+        costs=None if available else costs,
+    )
 
 
 async def _probe_manager(session: Session) -> tuple[Facility, ...]:
-    gives = "units, their states and properties; stops"
+    bus = "the way to the manager for every user"
+    manager = "units, their states and properties; stops"
     try:
         info = (await session.manager()).info
     except SdtoolError as error:
-        return (Facility(facility="bus", available=False, reason=_sentence(error), gives=gives),)
+        reason = _sentence(error)
+        everything = "units cannot be asked about; ports and processes can"
+        return (
+            _facility("bus", lambda: (False, reason), bus, everything),
+            _facility("manager", lambda: (False, reason), manager, everything),
+        )
     over_bus = info.transport == "bus"
-    how = "over the bus" if over_bus else f"over its private socket: {info.transport_reason}"
+    way = f"over the bus, with {info.library}" if over_bus else info.transport_reason or ""
+    through = "" if over_bus else ", over its private socket"
+    where = f"systemd {info.version}, the {info.scope} manager, units at {info.control_group}"
     return (
-        Facility(
-            facility="bus", available=True, reason=f"{how}, with {info.library}", gives=gives
-        ),
-        Facility(
-            facility="manager",
-            available=True,
-            reason=f"systemd {info.version}, the {info.scope} manager, units at "
-            f"{info.control_group}",
-            gives="everything that is said about units",
-        ),
+        _facility("bus", lambda: (over_bus, way), bus, _cost_of_bus(session.scope)),
+        _facility("manager", lambda: (True, where + through), manager, ""),
     )
+
+
+def _cost_of_bus(scope: Scope) -> str:
+    who = "root" if scope is Scope.SYSTEM else f"uid {os.geteuid()}"
+    return f"nothing for {who}: the manager's private socket is used instead"
 
 
 def _sentence(error: SdtoolError) -> str:

@@ -13,9 +13,11 @@ class Facility:
         facility: Its name: bus, manager, cgroups, pidfd-exit-info ...
         reason: What was found, or why it is not available and what would lift that.
         gives: The answers that stand on it.
+        costs: What the answers lack without it; None where it is available.
     """
 
     facility: str
     available: bool
     reason: str
     gives: str
+    costs: str | None = None

@@ -213,8 +213,9 @@ def _container(container: Container | None) -> str | None:
 
 def render_facilities(facilities: Sequence[Facility]) -> RenderableType:
     """The table of ``doctor``."""
-    table = new_table("", "FACILITY", "FINDING", "GIVES")
+    table = new_table("", "FACILITY", "FINDING", "GIVES, OR COSTS")
     for row in facilities:
         mark = Text("yes", "green") if row.available else Text("no", "red")
-        table.add_row(mark, Text(row.facility, "bold"), Text(clean(row.reason)), Text(row.gives))
+        effect = Text(row.gives) if row.costs is None else Text(f"without it: {row.costs}")
+        table.add_row(mark, Text(row.facility, "bold"), Text(clean(row.reason)), effect)
     return table

@@ -8,6 +8,8 @@ from pathlib import Path
 from sdtool.sources import processes, sockets
 from sdtool.sources.cgroups import CgroupMount
 
+JOURNALS = ("/var/log/journal", "/run/log/journal")
+
 
 def probe_privileges() -> tuple[bool, str]:
     """Whether other users' descriptors can be seen."""
@@ -17,11 +19,18 @@ def probe_privileges() -> tuple[bool, str]:
     return True, f"uid {uid} may see every process's descriptors"
 
 
+def probe_proc() -> tuple[bool, str]:
+    """Whether /proc shows the processes of other users."""
+    if processes.hides_processes():
+        return False, "/proc hides other users' processes (hidepid=, or ProtectProc= of our unit)"
+    return True, "/proc shows the processes of every user"
+
+
 def probe_cgroups(mount: CgroupMount) -> tuple[bool, str]:
     """Which hierarchy there is."""
     if mount.version == 1:
-        return True, f"v1 only, at {mount.path}: no ids, so owners by descriptors alone"
-    return True, f"{'hybrid' if mount.hybrid else 'unified'}, cgroup2 at {mount.path}"
+        return False, f"cgroup v1 only: systemd's own hierarchy is at {mount.path}"
+    return True, f"{'hybrid' if mount.hybrid else 'unified'}, at {mount.path}"
 
 
 def probe_sock_diag() -> tuple[bool, str]:
@@ -43,10 +52,21 @@ def probe_tracefs() -> tuple[bool, str]:
 
 
 def probe_journal() -> tuple[bool, str]:
-    """Whether there is a journal that may be read."""
-    for directory in (Path("/var/log/journal"), Path("/run/log/journal")):
-        if directory.is_dir():
-            if os.access(directory, os.R_OK | os.X_OK):
-                return True, f"at {directory}"
-            return False, f"{directory} may not be read: needs root or group systemd-journal"
-    return False, "there is no journal (no /var/log/journal, no /run/log/journal)"
+    """Whether there is a journal of this machine that may be read (systemd-journald(8), FILES)."""
+    machine = _read_machine_id()
+    places = [Path(directory) / machine for directory in JOURNALS]
+    found = [place for place in places if place.is_dir()]
+    readable = [place for place in found if os.access(place / "system.journal", os.R_OK)]
+    if readable:
+        return True, f"at {readable[0]}"
+    if found:
+        return False, f"{found[0]} may not be read: needs root or the group systemd-journal"
+    return False, f"no journal of this machine in {' or '.join(JOURNALS)}"
+
+
+def _read_machine_id() -> str:
+    """The name of the journal's directory, machine-id(5); a name that no directory has if none."""
+    try:
+        return Path("/etc/machine-id").read_text().strip() or "uninitialized"
+    except OSError:
+        return "uninitialized"

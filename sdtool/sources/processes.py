@@ -13,7 +13,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from sdtool.model.process import ProcessFacts, ProcessId, ProcessRef, SignalMasks
 from sdtool.model.sockets import HolderScan
@@ -285,7 +284,7 @@ def read_holders(
                 found.append((inode, ref, process.control_group))
     many = "1 process" if hidden == 1 else f"{hidden} processes"
     reason = f"{many} may not be looked into: {PTRACE_HINT}" if hidden else None
-    complete = all_pids and not hidden and not _hidepid()
+    complete = all_pids and not hidden and not hides_processes()
     return HolderScan(
         by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason
     )
@@ -295,9 +294,12 @@ def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:
     return row[0], row[1].pid
 
 
-def _hidepid() -> bool:
-    """Whether /proc hides other users' processes from us (mount option hidepid=2)."""
-    return not Path("/proc/1").is_dir()
+def hides_processes() -> bool:
+    """Whether /proc hides other users' processes from us, or some of what it says of them.
+
+    The mount options hidepid=1 and more, proc(5); ProtectProc= of a unit sets them too.
+    """
+    return not os.access("/proc/1/stat", os.R_OK)
 
 
 def read_ancestry(pid: int) -> Iterator[ProcessRef]:

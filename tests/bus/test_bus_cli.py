@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -153,10 +154,12 @@ def test_command_with_a_deaf_bus_exits_69(
 
 
 def test_doctor_without_a_bus_is_an_answer(sdtool: Run) -> None:
-    """It never fails for what is missing; exit 1 says that the answer is bad."""
+    """It never fails for what is missing; exit 1 says that no manager answers."""
     document = envelope(sdtool("doctor", "--user", "--json"))
-    bus = next(row for row in document["data"] if row["facility"] == "bus")
-    assert (Exit.BAD, [], False) == (document["exit"], document["errors"], bus["available"])
+    bus, manager, *_ = document["data"]
+    assert (Exit.BAD, []) == (document["exit"], document["errors"])
+    assert [False, False] == [row["available"] for row in (bus, manager)]
+    assert "ports and processes can" in manager["costs"]
 
 
 def test_doctor_names_the_library_and_the_way(
@@ -170,11 +173,12 @@ def test_doctor_names_the_library_and_the_way(
 
 def test_doctor_says_why_it_is_not_the_bus(private: FakeSystemd, sdtool: Run) -> None:
     """The private socket stands in, and says for whom."""
-    rows = {row["facility"]: row for row in envelope(sdtool("doctor", "--user", "--json"))["data"]}
-    assert (True, True) == (
-        rows["bus"]["available"],
-        rows["bus"]["reason"].startswith("over its private socket: unix:path="),
-    )
+    document = envelope(sdtool("doctor", "--user", "--json"))
+    bus, manager, *_ = document["data"]
+    assert (Exit.OK, False, True) == (document["exit"], bus["available"], manager["available"])
+    assert bus["reason"].startswith("unix:path=")
+    assert manager["reason"].endswith("over its private socket")
+    assert bus["costs"].startswith(f"nothing for uid {os.geteuid()}")
 
 
 def test_unknown_library_exits_2(

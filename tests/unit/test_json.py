@@ -144,7 +144,7 @@ SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "ancestor": (ProcessRef(pid=1, comm="x"), ("pid", "comm")),
     "doctor": (
         Facility(facility="bus", available=True, reason="", gives=""),
-        ("facility", "available", "reason", "gives"),
+        ("facility", "available", "reason", "gives", "costs"),
     ),
 }
 """Every shape of the contract that a command gives: one value and its keys."""
