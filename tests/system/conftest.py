@@ -1,20 +1,17 @@
-"""One private manager for all system tests, and the clients to use in it."""
+"""One manager for all system tests, and the clients to use in it."""
 
 from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from sdtool.errors import SdtoolError
-from sdtool.sandbox import PrivateManager
-
-# (*arguments: str, timeout: float = 60.0)
-Client = Callable[..., CompletedProcess[str]]
+from tests.system.bench import Bench, Client, flag_of, open_bench
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,33 +26,34 @@ def _own_ports() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def manager() -> Iterator[PrivateManager]:
-    """The private manager; when it cannot boot, the whole run ends here."""
-    private = PrivateManager()
+def manager() -> Iterator[Bench]:
+    """The manager; when it cannot boot, the whole run ends here."""
+    bench = open_bench()
     try:
-        private.start()
+        bench.start()
     except SdtoolError as error:
-        pytest.exit(f"the private manager does not boot: {error}", returncode=1)
-    yield private
-    private.stop()
+        pytest.exit(f"the manager does not boot: {error}", returncode=1)
+    yield bench
+    bench.stop()
 
 
 @pytest.fixture
-def systemctl(manager: PrivateManager) -> Client:
-    """``systemctl --user`` inside: the oracle."""
+def systemctl(manager: Bench) -> Client:
+    """The oracle: systemctl, on the manager."""
 
     def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
-        return manager.run(["systemctl", "--user", *arguments], timeout=timeout)
+        return manager.run(["systemctl", flag_of(manager), *arguments], timeout=timeout)
 
     return run
 
 
 @pytest.fixture
-def sdtool(manager: PrivateManager) -> Client:
+def sdtool(manager: Bench) -> Client:
     """The command line under test, inside."""
 
     def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
-        return manager.run([sys.executable, "-m", "sdtool", *arguments], timeout=timeout)
+        command = [sys.executable, "-m", "sdtool", *arguments, flag_of(manager)]
+        return manager.run(command, timeout=timeout)
 
     return run
 
@@ -74,14 +72,14 @@ sys.exit(sdtool.cli.main(sys.argv[1:]))
 
 
 @pytest.fixture
-def sdtool_as_nobody(manager: PrivateManager) -> Client:
+def sdtool_as_nobody(manager: Bench) -> Client:
     """The command line under test as another user, who need not be able to read the checkout.
 
     Everything is imported before the user changes; with --json nothing is left to import.
     """
 
     def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
-        command = [sys.executable, "-c", AS_NOBODY, *arguments, "--json"]
+        command = [sys.executable, "-c", AS_NOBODY, *arguments, flag_of(manager), "--json"]
         return manager.run(command, timeout=timeout)
 
     return run
@@ -95,8 +93,8 @@ def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
         end_demo_units(request.getfixturevalue("manager"))
 
 
-def end_demo_units(manager: PrivateManager) -> None:
+def end_demo_units(manager: Bench) -> None:
     """Stop the demo units by force, left-over processes too, and forget their failures."""
     for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
         # --all: a unit that is inactive may have left processes behind.
-        manager.run(["systemctl", "--user", *verb, "--all", "sdtool-*"])
+        manager.run(["systemctl", flag_of(manager), *verb, "--all", "sdtool-*"])

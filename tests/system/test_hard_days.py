@@ -13,8 +13,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from sdtool.sandbox import PrivateManager
-from tests.system.conftest import Client
+from sdtool.model.scope import Scope
+from tests.system.bench import Bench, Client, flag_of
+
+BUSES = ("SYSTEM", "SESSION")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_bad_input_gets_one_sentence(
     sdtool: Client, arguments: tuple[str, ...], status: int, word: str
 ) -> None:
     """A wrong argument ends with its exit status and one sentence that names it."""
-    done = sdtool(*arguments, "--user")
+    done = sdtool(*arguments)
 
     assert status == done.returncode
     assert "Traceback" not in done.stderr
@@ -79,6 +81,7 @@ def outside(*arguments: str, env: dict[str, str] | None = None) -> CompletedProc
     )
 
 
+@pytest.mark.capability("unbooted machine")
 @pytest.mark.parametrize("scope", ["--user", "--system"])
 @pytest.mark.parametrize("command", [("list",), ("trace", "x"), ("stop", "x"), ("doctor",)])
 def test_no_manager_is_said_within_five_seconds(
@@ -92,8 +95,6 @@ def test_no_manager_is_said_within_five_seconds(
         "DBUS_SYSTEM_BUS_ADDRESS": nowhere,
         "DBUS_SESSION_BUS_ADDRESS": nowhere,
     }
-    if scope == "--system" and Path("/run/systemd/private").exists():
-        pytest.fail("this test wants a machine that was not booted with systemd")
     began = time.monotonic()
 
     done = outside(*command, scope, env=env)
@@ -102,6 +103,7 @@ def test_no_manager_is_said_within_five_seconds(
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.capability("root")
 def test_other_users_learn_the_owner_by_its_cgroup(
     sdtool_as_nobody: Client, systemctl: Client
 ) -> None:
@@ -117,25 +119,33 @@ def test_other_users_learn_the_owner_by_its_cgroup(
     assert "CAP_SYS_PTRACE" in owner["socket"]["holders_reason"]
 
 
+@pytest.mark.capability("root")
 @pytest.mark.parametrize(
-    ("arguments", "statuses"),
+    ("arguments", "status", "status_of_system"),
     [
-        (("list", "--user"), {69}),
-        (("stop", "sdtool-graceful", "--user"), {69}),
-        (("pid", "1"), {0}),
-        (("ports",), {0}),
-        (("doctor",), {1}),
+        (("list",), 69, 0),
+        (("stop", "sdtool-graceful"), 69, 4),
+        (("pid", "1"), 0, 0),
+        (("ports",), 0, 0),
+        (("doctor",), 1, 0),
     ],
 )
 def test_other_users_get_an_answer_or_a_reason(
-    sdtool_as_nobody: Client, arguments: tuple[str, ...], statuses: set[int]
+    sdtool_as_nobody: Client,
+    systemctl: Client,
+    manager: Bench,
+    arguments: tuple[str, ...],
+    status: int,
+    status_of_system: int,
 ) -> None:
     """As nobody every command ends with its document: root's user manager is not theirs."""
+    systemctl("start", "sdtool-graceful")
+
     done = sdtool_as_nobody(*arguments)
 
     envelope = json.loads(done.stdout)
-    assert done.returncode in statuses
-    assert done.returncode == envelope["exit"]
+    expected = status_of_system if manager.scope is Scope.SYSTEM else status
+    assert (expected, expected) == (done.returncode, envelope["exit"])
 
 
 def test_hostile_names_reach_no_terminal(
@@ -160,9 +170,9 @@ def test_hostile_names_reach_no_terminal(
     wait_for_comm(systemctl, "red")
 
     texts = [
-        sdtool("trace", "sdtool-hostile", "--user", "--color", "never").stdout,
-        sdtool("list", "sdtool-hostile*", "--user", "--color", "never").stdout,
-        sdtool("stop", "sdtool-hostile", "--user", "--color", "never").stdout,
+        sdtool("trace", "sdtool-hostile", "--color", "never").stdout,
+        sdtool("list", "sdtool-hostile*", "--color", "never").stdout,
+        sdtool("stop", "sdtool-hostile", "--color", "never").stdout,
     ]
     systemctl("disable", "--runtime", "sdtool-hostile")
 
@@ -186,7 +196,7 @@ def test_hostile_names_survive_in_json(sdtool: Client, systemctl: Client) -> Non
     systemctl("start", name)
     expected = systemctl("show", "-P", "Description", name).stdout.rstrip("\n")
 
-    (row,) = json.loads(sdtool("list", name, "--user", "--json").stdout)["data"]
+    (row,) = json.loads(sdtool("list", name, "--json").stdout)["data"]
 
     assert (name, expected) == (row["name"], row["description"])
 
@@ -196,34 +206,35 @@ def test_template_and_escaped_names_are_traced(sdtool: Client, systemctl: Client
     names = ["sdtool-template@one.service", "sdtool-odd\\x2dname.service"]
     systemctl("start", *names)
 
-    traces = json.loads(sdtool("trace", *names, "--user", "--json").stdout)["data"]
+    traces = json.loads(sdtool("trace", *names, "--json").stdout)["data"]
 
     assert names == [trace["unit"] for trace in traces]
     assert all(trace["processes"] for trace in traces)
 
 
 def test_units_that_vanish_midway_are_no_traceback(
-    sdtool: Client, systemctl: Client, manager: PrivateManager
+    sdtool: Client, systemctl: Client, manager: Bench
 ) -> None:
     """Tracing while units come and go ends in answers or clear errors, never in a bug."""
-    churn = "while :; do systemctl --user start sdtool-template@{1..4}; "
-    churn += "systemctl --user stop sdtool-template@{1..4}; done"
+    systemctl_here = f"systemctl {flag_of(manager)}"
+    churn = f"while :; do {systemctl_here} start sdtool-template@{{1..4}}; "
+    churn += f"{systemctl_here} stop sdtool-template@{{1..4}}; done"
     with subprocess.Popen(
         manager.argv(["bash", "-c", churn]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as churning:
         statuses = {
-            sdtool("trace", "sdtool-template@1", "sdtool-template@2", "--user").returncode
-            for _ in range(10)
+            sdtool("trace", "sdtool-template@1", "sdtool-template@2").returncode for _ in range(10)
         }
-        statuses |= {sdtool("ports", "--user").returncode for _ in range(3)}
+        statuses |= {sdtool("ports").returncode for _ in range(3)}
         churning.kill()
 
     assert statuses <= {0, 5}
 
 
-def test_a_closed_pipe_is_no_error(manager: PrivateManager) -> None:
+def test_a_closed_pipe_is_no_error(manager: Bench) -> None:
     """``sdtool list | head -1`` ends quietly."""
-    words = f"{sys.executable} -m sdtool list --all --user | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m sdtool list --all {flag_of(manager)}"
+    words = f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"
 
     done = manager.run(["bash", "-c", words])
 
@@ -231,14 +242,13 @@ def test_a_closed_pipe_is_no_error(manager: PrivateManager) -> None:
     assert done.stdout.splitlines()[-1] == "0"
 
 
-def test_a_frozen_manager_is_said_within_its_deadline(
-    sdtool: Client, manager: PrivateManager
-) -> None:
+@pytest.mark.capability("freezable manager")
+def test_a_frozen_manager_is_said_within_its_deadline(sdtool: Client, manager: Bench) -> None:
     """While the manager is stopped by SIGSTOP, list gives up with exit 69."""
     os.kill(manager.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        done = sdtool("list", "--user")
+        done = sdtool("list")
         took = time.monotonic() - began
     finally:
         os.kill(manager.pid, signal.SIGCONT)
@@ -247,14 +257,15 @@ def test_a_frozen_manager_is_said_within_its_deadline(
     assert took < 6
 
 
-def test_the_private_socket_serves_where_the_bus_is_gone(manager: PrivateManager) -> None:
+def test_the_private_socket_serves_where_the_bus_is_gone(manager: Bench) -> None:
     """Without a bus the same answers come over the manager's own socket, stops included."""
-    manager.run(["systemctl", "--user", "start", "sdtool-graceful"])
-    nowhere = ["env", "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent"]
+    flag = flag_of(manager)
+    manager.run(["systemctl", flag, "start", "sdtool-graceful"])
+    nowhere = ["env", *(f"DBUS_{bus}_BUS_ADDRESS=unix:path=/nonexistent" for bus in BUSES)]
     command = [*nowhere, sys.executable, "-m", "sdtool"]
 
-    listed = manager.run([*command, "list", "sdtool-graceful", "--user", "--json"])
-    stopped = manager.run([*command, "stop", "sdtool-graceful", "--user", "--json"])
+    listed = manager.run([*command, "list", "sdtool-graceful", flag, "--json"])
+    stopped = manager.run([*command, "stop", "sdtool-graceful", flag, "--json"])
 
     (unit,) = json.loads(listed.stdout)["data"]
     (report,) = json.loads(stopped.stdout)["data"]
@@ -267,19 +278,20 @@ def test_ports_of_an_alias_are_those_of_its_unit(sdtool: Client, systemctl: Clie
     """A name without suffix, or another name of the unit, has the same sockets."""
     systemctl("start", "sdtool-graceful")
 
-    rows = json.loads(sdtool("ports", "sdtool-graceful", "--user", "--json").stdout)["data"]
+    rows = json.loads(sdtool("ports", "sdtool-graceful", "--json").stdout)["data"]
 
     assert [("sdtool-graceful.service", 18080)] == [
         (row["unit"], row["socket"]["port"]) for row in rows
     ]
 
 
-def test_a_dead_manager_is_asked_once(sdtool: Client, manager: PrivateManager) -> None:
+@pytest.mark.capability("freezable manager")
+def test_a_dead_manager_is_asked_once(sdtool: Client, manager: Bench) -> None:
     """Several pids while the manager is frozen: its deadline is paid once, not for each."""
     os.kill(manager.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        done = sdtool("pid", "1", "1", "1", "1", "--user", "--json")
+        done = sdtool("pid", "1", "1", "1", "1", "--json")
         took = time.monotonic() - began
     finally:
         os.kill(manager.pid, signal.SIGCONT)
@@ -290,14 +302,14 @@ def test_a_dead_manager_is_asked_once(sdtool: Client, manager: PrivateManager) -
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_encoding_can_carry_the_answer(
-    systemctl: Client, manager: PrivateManager, encoding: str
+    systemctl: Client, manager: Bench, encoding: str
 ) -> None:
     """Where the terminal cannot show a character it is escaped, not a bug."""
     name = "sdtool-odd\\x2dname"
     systemctl("start", name)
     command = ["env", f"PYTHONIOENCODING={encoding}", sys.executable, "-m", "sdtool"]
 
-    done = manager.run([*command, "trace", name, "sdtool-forks", "--user"])
+    done = manager.run([*command, "trace", name, "sdtool-forks", flag_of(manager)])
 
     assert done.returncode == 0
     assert done.stderr == ""

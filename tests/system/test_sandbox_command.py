@@ -16,7 +16,7 @@ from sdtool.cli.invocation import Invocation
 from sdtool.cli.sandbox import Step, run_demo
 from sdtool.errors import Exit
 from sdtool.sandbox.cgroup import read_hierarchy
-from tests.system.conftest import Client
+from tests.system.bench import Client
 
 # Says in which sandbox it is, and does not end by itself.
 STUBBORN = "trap '' TERM HUP; sed -n 's/^0:://p' /proc/self/cgroup; sleep 600 & wait"

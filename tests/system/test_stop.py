@@ -12,14 +12,14 @@ from typing import IO, Any
 
 import pytest
 
-from sdtool.sandbox import PrivateManager
+from sdtool.model.scope import Scope
 from sdtool.sources import processes
-from tests.system.conftest import Client
+from tests.system.bench import Bench, Client, flag_of, sdtool_argv
 
 
 def stop(sdtool: Client, unit: str, *options: str) -> tuple[int, dict[str, Any]]:
     """Exit status and report of one stop."""
-    done = sdtool("stop", unit, "--user", "--json", *options)
+    done = sdtool("stop", unit, "--json", *options)
     envelope = json.loads(done.stdout)
     assert done.returncode == envelope["exit"]
     assert envelope["errors"] == []
@@ -65,7 +65,7 @@ def test_stop_of_the_graceful_unit_is_clean(sdtool: Client, systemctl: Client) -
 def test_stop_that_leaves_a_child_behind_says_so(sdtool: Client, systemctl: Client) -> None:
     """KillMode=process: leftover with its pid, exit 1, and its port still taken."""
     systemctl("start", "sdtool-leaves-child")
-    traced = sdtool("trace", "sdtool-leaves-child", "--user", "--json")
+    traced = sdtool("trace", "sdtool-leaves-child", "--json")
     (trace,) = json.loads(traced.stdout)["data"]
     child = [p["pid"] for p in trace["processes"] if p["role"] == "other"]
 
@@ -177,7 +177,7 @@ def test_stop_of_several_units_reports_in_the_order_asked(
     """They are stopped together, and each has its own report."""
     systemctl("start", "sdtool-slow", "sdtool-graceful")
 
-    done = sdtool("stop", "sdtool-slow", "sdtool-graceful", "no-such-unit", "--user", "--json")
+    done = sdtool("stop", "sdtool-slow", "sdtool-graceful", "no-such-unit", "--json")
 
     envelope = json.loads(done.stdout)
     names = ["sdtool-slow.service", "sdtool-graceful.service"]
@@ -213,7 +213,7 @@ def test_stop_streams_its_events_as_json_lines(sdtool: Client, systemctl: Client
     """--jsonl: one event a line, the envelope last, and both tell the same."""
     systemctl("start", "sdtool-graceful")
 
-    done = sdtool("stop", "sdtool-graceful", "--user", "--jsonl")
+    done = sdtool("stop", "sdtool-graceful", "--jsonl")
 
     *events, envelope = [json.loads(line) for line in done.stdout.splitlines()]
     key = json.dumps
@@ -227,7 +227,7 @@ def test_stop_gives_up_at_the_deadline_and_the_job_goes_on(
     """--deadline: exit 75, and the unit is still on its way down."""
     systemctl("start", "sdtool-ignores-term")
 
-    done = sdtool("stop", "sdtool-ignores-term", "--user", "--deadline", "0.5")
+    done = sdtool("stop", "sdtool-ignores-term", "--deadline", "0.5")
 
     assert done.returncode == 75
     assert "the stop job goes on" in done.stderr
@@ -237,13 +237,13 @@ def test_stop_gives_up_at_the_deadline_and_the_job_goes_on(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stop_interrupted_says_that_the_job_goes_on(
-    manager: PrivateManager, systemctl: Client, number: signal.Signals
+    manager: Bench, systemctl: Client, number: signal.Signals
 ) -> None:
     """Ctrl-C, SIGTERM and SIGHUP: exit 130 at once, and the unit goes down without us."""
     systemctl("start", "sdtool-ignores-term")
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-ignores-term", "--user"]
+    command = sdtool_argv(manager, "stop", "sdtool-ignores-term")
     with subprocess.Popen(
-        manager.argv(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as watching:
         assert watching.stdout is not None
         watching.stdout.readline()
@@ -259,7 +259,7 @@ def test_stop_interrupted_says_that_the_job_goes_on(
 @pytest.mark.parametrize("unit", ["dbus", "dbus.socket", "init.scope"])
 def test_stop_refuses_critical_units(sdtool: Client, systemctl: Client, unit: str) -> None:
     """What the manager stands on needs --force: exit 4, and nothing was stopped."""
-    done = sdtool("stop", unit, "--user")
+    done = sdtool("stop", unit)
 
     assert done.returncode == 4
     assert "--force" in done.stderr
@@ -270,9 +270,9 @@ def test_stop_of_a_glob_needs_yes_without_a_terminal(sdtool: Client, systemctl: 
     """A pattern names what it stands for and stops nothing until --yes."""
     systemctl("start", "sdtool-graceful")
 
-    refused = sdtool("stop", "sdtool-grace*", "--user")
+    refused = sdtool("stop", "sdtool-grace*")
     running = systemctl("is-active", "sdtool-graceful").stdout.strip()
-    done = sdtool("stop", "sdtool-grace*", "--user", "--yes")
+    done = sdtool("stop", "sdtool-grace*", "--yes")
 
     assert (refused.returncode, running) == (2, "active")
     assert "sdtool-graceful.service" in refused.stderr
@@ -280,13 +280,13 @@ def test_stop_of_a_glob_needs_yes_without_a_terminal(sdtool: Client, systemctl: 
 
 
 def test_stop_of_a_unit_killed_from_outside_is_not_the_managers_kill(
-    sdtool: Client, systemctl: Client, manager: PrivateManager
+    sdtool: Client, systemctl: Client, manager: Bench
 ) -> None:
     """A child that someone else SIGKILLs during the stop is not counted as the manager's."""
     systemctl("start", "sdtool-slow")
     pid = main_pid(systemctl, "sdtool-slow")
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-slow", "--user", "--jsonl"]
-    with subprocess.Popen(manager.argv(command), stdout=subprocess.PIPE, text=True) as stopping:
+    command = sdtool_argv(manager, "stop", "sdtool-slow", "--jsonl")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopping:
         assert stopping.stdout is not None
         for line in stopping.stdout:
             if '"stop-sigterm"' in line:
@@ -297,14 +297,14 @@ def test_stop_of_a_unit_killed_from_outside_is_not_the_managers_kill(
     assert (report["verdict"], report["killed"]) == ("failed", [])
 
 
-def run_transient(systemctl_run: PrivateManager, unit: str, *words: str) -> None:
+def run_transient(manager: Bench, unit: str, *words: str) -> None:
     """Start a transient unit: properties first, then the command."""
-    command = ["systemd-run", "--user", "--quiet", f"--unit={unit}", *words]
-    done = systemctl_run.run(command)
+    command = ["systemd-run", flag_of(manager), "--quiet", f"--unit={unit}", *words]
+    done = manager.run(command)
     assert done.returncode == 0, done.stderr
 
 
-def test_stop_with_a_shell_exec_stop_is_clean(sdtool: Client, manager: PrivateManager) -> None:
+def test_stop_with_a_shell_exec_stop_is_clean(sdtool: Client, manager: Bench) -> None:
     """Short helpers of ExecStop= that come and go between two looks are no doubt."""
     many = (
         "for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4 5 6 7 8 9 10; do /bin/true; done; done"
@@ -318,12 +318,12 @@ def test_stop_with_a_shell_exec_stop_is_clean(sdtool: Client, manager: PrivateMa
 
 
 def test_stop_that_is_canceled_has_failed(
-    sdtool: Client, systemctl: Client, manager: PrivateManager
+    sdtool: Client, systemctl: Client, manager: Bench
 ) -> None:
     """A start in the middle cancels the stop: failed, and nothing is called a left-over."""
     systemctl("start", "sdtool-ignores-term")
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-ignores-term", "--user", "--jsonl"]
-    with subprocess.Popen(manager.argv(command), stdout=subprocess.PIPE, text=True) as stopping:
+    command = sdtool_argv(manager, "stop", "sdtool-ignores-term", "--jsonl")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopping:
         assert stopping.stdout is not None
         wait_for_line(stopping.stdout, '"stop-sigterm"')
         systemctl("start", "--no-block", "sdtool-ignores-term")
@@ -341,12 +341,17 @@ def wait_for_line(lines: IO[str], part: str) -> None:
     assert any(part in line for line in lines), f"{part} never came"
 
 
-def test_stop_refuses_what_takes_a_critical_unit_along(sdtool: Client, systemctl: Client) -> None:
-    """The slice of the bus: exit 4, the sentence names the bus, and it still runs."""
-    done = sdtool("stop", "session.slice", "--user")
+def test_stop_refuses_what_takes_a_critical_unit_along(
+    sdtool: Client, systemctl: Client, manager: Bench
+) -> None:
+    """The slice of the bus: exit 4, the sentence says why, and the bus still runs."""
+    system = manager.scope is Scope.SYSTEM
+    reason = "sdtool itself runs in it" if system else "dbus.service would go down with it"
+
+    done = sdtool("stop", "system.slice" if system else "session.slice")
 
     assert done.returncode == 4
-    assert "dbus.service would go down with it" in done.stderr
+    assert reason in done.stderr
     assert "active" == systemctl("is-active", "dbus.service").stdout.strip()
 
 
@@ -356,7 +361,7 @@ def test_stop_of_units_that_take_each_other_along_has_both_stories(
     """The second unit goes down with the first: its own signal and states are in its report."""
     systemctl("start", "sdtool-requires")
 
-    done = sdtool("stop", "sdtool-graceful", "sdtool-requires", "--user", "--json")
+    done = sdtool("stop", "sdtool-graceful", "sdtool-requires", "--json")
 
     reports = json.loads(done.stdout)["data"]
     for report in reports:
@@ -372,7 +377,7 @@ def test_stop_of_a_unit_under_two_names_is_reported_once(
     """A name with and without its suffix is one unit."""
     systemctl("start", "sdtool-graceful")
 
-    done = sdtool("stop", "sdtool-graceful", "sdtool-graceful.service", "--user", "--json")
+    done = sdtool("stop", "sdtool-graceful", "sdtool-graceful.service", "--json")
 
     assert 1 == len(json.loads(done.stdout)["data"])
 
@@ -381,9 +386,7 @@ def test_stop_past_its_deadline_forgets_no_unit(sdtool: Client, systemctl: Clien
     """Each unit asked about has its report or its error."""
     systemctl("start", "sdtool-graceful", "sdtool-slow")
 
-    done = sdtool(
-        "stop", "sdtool-graceful", "sdtool-slow", "--user", "--deadline", "0.0001", "--json"
-    )
+    done = sdtool("stop", "sdtool-graceful", "sdtool-slow", "--deadline", "0.0001", "--json")
 
     envelope = json.loads(done.stdout)
     asked = {"sdtool-graceful.service", "sdtool-slow.service"}
@@ -391,12 +394,11 @@ def test_stop_past_its_deadline_forgets_no_unit(sdtool: Client, systemctl: Clien
     assert 75 == done.returncode
 
 
-def test_stop_goes_on_watching_when_its_reader_has_gone(
-    systemctl: Client, manager: PrivateManager
-) -> None:
+def test_stop_goes_on_watching_when_its_reader_has_gone(systemctl: Client, manager: Bench) -> None:
     """``sdtool stop | head -1``: the exit status is still that of the verdict."""
     systemctl("start", "sdtool-slow", "sdtool-ignores-term")
-    words = f"{sys.executable} -m sdtool stop %s --user | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m sdtool stop %s {flag_of(manager)}"
+    words = f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"
 
     clean = manager.run(["bash", "-c", words % "sdtool-slow"])
     killed = manager.run(["bash", "-c", words % "sdtool-ignores-term"])
@@ -405,17 +407,16 @@ def test_stop_goes_on_watching_when_its_reader_has_gone(
     assert "" == clean.stderr + killed.stderr
 
 
+@pytest.mark.capability("freezable manager")
 def test_stop_interrupted_before_it_asked_says_nothing_of_a_job(
-    systemctl: Client, manager: PrivateManager
+    systemctl: Client, manager: Bench
 ) -> None:
     """While the manager is frozen nothing has been asked of it, and nothing goes on."""
     systemctl("start", "sdtool-graceful")
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-graceful", "--user"]
+    command = sdtool_argv(manager, "stop", "sdtool-graceful")
     os.kill(manager.pid, signal.SIGSTOP)
     try:
-        with subprocess.Popen(
-            manager.argv(command), stderr=subprocess.PIPE, text=True
-        ) as stopping:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as stopping:
             wait_for_socket(stopping.pid)
             os.kill(stopping.pid, signal.SIGINT)
             _, stderr = stopping.communicate(timeout=10)

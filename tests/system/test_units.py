@@ -9,13 +9,11 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
-from sdtool.sandbox import PrivateManager, units_directory
-
-Client = Callable[..., CompletedProcess[str]]
+from sdtool.sandbox import units_directory
+from tests.system.bench import Bench, Client, flag_of
 
 UNITS = sorted(path.name for path in units_directory().iterdir() if path.is_file())
 
@@ -39,11 +37,11 @@ def show(systemctl: Client) -> Callable[..., tuple[str, ...]]:
 
 
 @pytest.fixture
-def start(manager: PrivateManager, systemctl: Client) -> Callable[[str], None]:
+def start(manager: Bench, systemctl: Client) -> Callable[[str], None]:
     """Start a unit and hold on to it: a stopped one that nobody refers to is forgotten."""
 
     def start_and_refer(unit: str) -> None:
-        witness = ["systemd-run", "--user", "--quiet", "--unit=sdtool-witness"]
+        witness = ["systemd-run", flag_of(manager), "--quiet", "--unit=sdtool-witness"]
         after = "--property=After=" + unit.replace("\\", "\\\\")  # systemd-run unescapes
         manager.run([*witness, after, "sleep", "infinity"])
         started = systemctl("start", unit)
@@ -67,7 +65,7 @@ def stop(systemctl: Client, show: Callable[..., tuple[str, ...]]) -> Callable[[s
 
 
 @pytest.fixture
-def killed(manager: PrivateManager) -> Callable[[], list[str]]:
+def killed(manager: Bench) -> Callable[[], list[str]]:
     """The names of the processes that the manager has sent SIGKILL in this test, sorted."""
     before = len(manager.log_text())
 
@@ -80,7 +78,7 @@ def killed(manager: PrivateManager) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def listeners(manager: PrivateManager) -> Callable[[], set[str]]:
+def listeners(manager: Bench) -> Callable[[], set[str]]:
     """Who listens on the demo's ports: "comm ADDRESS:PORT/PROTOCOL"."""
 
     def read() -> set[str]:
@@ -108,9 +106,11 @@ def about(seconds: float) -> Callable[[float], bool]:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_unit_file_verifies(manager: PrivateManager, unit: str) -> None:
+def test_unit_file_verifies(manager: Bench, unit: str) -> None:
     """systemd-analyze finds nothing to complain about in any of the files."""
-    answer = manager.run(["systemd-analyze", "--user", "verify", str(units_directory() / unit)])
+    answer = manager.run(
+        ["systemd-analyze", flag_of(manager), "verify", str(units_directory() / unit)]
+    )
     complaints = [line for line in answer.stderr.splitlines() if "sdtool" in line]
     assert (0, []) == (answer.returncode, complaints)
 

@@ -1,0 +1,205 @@
+"""Hosts where something is missing, broken or in the way: a true answer or a clear no, in time.
+
+Every one of them is booted for it. ``LIMIT`` is what the interface promises: 5 s to say no.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sdtool.sandbox.rootfs import TESTER
+from tests.container.conftest import Boot
+from tests.container.system import Result, System
+
+LIMIT = 5.0
+
+NO_BUS = "for unit in dbus.socket dbus.service; do ln -sf /dev/null etc/systemd/system/$unit; done"
+BROKER = "ln -sf /usr/lib/systemd/system/dbus-broker.service etc/systemd/system/dbus.service"
+
+COMMANDS = (
+    ("list",),
+    ("trace", "sdtool-graceful"),
+    ("stop", "sdtool-graceful"),
+    ("ports", "sdtool-graceful"),
+)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Hold a process with SIGSTOP, and let it go."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def check_no(result: Result, code: str = "Unavailable", status: int = 69) -> None:
+    """A clear no: in time, one sentence, no traceback."""
+    assert result.seconds < LIMIT
+    assert (status, [code]) == (result.status, [error["code"] for error in result.errors])
+    assert result.errors[0]["message"].endswith(".")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_frozen_broker_costs_others_their_answer_only(
+    boot: Boot, command: tuple[str, ...]
+) -> None:
+    """Root goes round it through systemd's own socket; others are told within 5 s."""
+    system = boot()
+    system.run(["systemctl", "start", "sdtool-graceful"])
+    with frozen(system.main_pid("dbus.service")):
+        others = system.sdtool_alone(*command, user=TESTER)
+        roots = system.sdtool_alone(*command)
+
+    check_no(others)
+    assert (0, True) == (roots.status, bool(roots.data))
+    assert roots.seconds < LIMIT
+
+
+def test_frozen_manager_is_told_within_five_seconds(boot: Boot) -> None:
+    """PID 1 hears nobody: every command says so in time, root's too."""
+    system = boot()
+    system.run(["systemctl", "start", "sdtool-graceful"])
+    with frozen(system.container.pid):
+        results = [
+            system.sdtool_alone(*command, user=user)
+            for command in COMMANDS
+            for user in ("root", TESTER)
+        ]
+        ports = system.sdtool_alone("port", "18080")
+
+    for result in results:
+        check_no(result)
+    assert (0, "owned") == (ports.status, ports.data[0]["verdict"])
+
+
+def test_no_bus_leaves_the_private_socket(boot: Boot) -> None:
+    """Without any message bus root gets the same answers, and doctor says which way."""
+    system = boot(prepare=NO_BUS)
+    system.enter(["systemctl", "start", "sdtool-graceful"])
+
+    listed = system.sdtool_alone("list", "sdtool-graceful")
+    bus, manager, *_ = system.sdtool_alone("doctor").data
+    stopped = system.sdtool_alone("stop", "sdtool-graceful")
+    others = system.sdtool_alone("list", user=TESTER)
+
+    assert [["18080/tcp"]] == [row["ports"] for row in listed.data]
+    assert (0, "clean") == (stopped.status, stopped.data[0]["verdict"])
+    assert (False, True) == (bus["available"], manager["available"])
+    assert "private socket" in manager["reason"]
+    check_no(others)
+
+
+def test_dbus_broker_is_as_good_as_dbus_daemon(boot: Boot) -> None:
+    """The other message bus: the same reads and the same stop, as root and as tester."""
+    system = boot(prepare=BROKER)
+    system.container.log_in()
+    bus = system.run(["systemctl", "show", "-P", "Id", "dbus.service"]).stdout
+    system.run(["systemctl", "start", "sdtool-forks"])
+    system.run(["systemctl", "--user", "start", "sdtool-graceful"], user=TESTER)
+
+    listed = system.sdtool("list", "sdtool-forks", user=TESTER)
+    stopped = system.sdtool("stop", "sdtool-forks")
+    own = system.sdtool("stop", "sdtool-graceful", "--user", user=TESTER)
+
+    assert "dbus-broker.service\n" == bus
+    assert [4] == [row["processes"] for row in listed.data]
+    assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
+    assert (0, "clean") == (own.status, own.data[0]["verdict"])
+
+
+NOT_BOOTED = "mount -t tmpfs none /run"
+NO_SYSTEMD = (
+    f"{NOT_BOOTED}; mount -t tmpfs none /usr/lib/systemd; mount -t tmpfs none /etc/systemd"
+)
+
+
+@pytest.mark.parametrize("hide", [NOT_BOOTED, NO_SYSTEMD], ids=["not-booted", "no-systemd"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_machine_without_systemd_is_told(
+    healthy: System, hide: str, command: tuple[str, ...]
+) -> None:
+    """Installed but not booted, and not there at all: not booted with systemd, and a hint."""
+    words = " ".join(command)
+
+    result = healthy.enter(["unshare", "-m", "sh", "-euc", f"{hide}; exec sdtool {words} --json"])
+
+    check_no(result, "NotBooted")
+    assert "not booted with systemd" in result.errors[0]["message"]
+
+
+def test_machine_without_systemd_still_has_ports_and_processes(healthy: System) -> None:
+    """What the kernel alone can tell is told: who listens, and that nothing manages a process."""
+    script = f"{NO_SYSTEMD}; for c in ports 'pid 1' doctor; do sdtool $c --json; echo $?; done"
+
+    result = healthy.enter(["unshare", "-m", "sh", "-c", script])
+
+    assert ["0", "0", "1"] == result.stdout.splitlines()[1::2]
+    assert result.seconds < LIMIT
+
+
+def test_hidden_processes_are_unknown_not_absent(healthy: System) -> None:
+    """With hidepid a user sees no process of others: counts and holders are null with a reason."""
+    healthy.run(["systemctl", "start", "sdtool-graceful"])
+    hidden = {"user": TESTER, "properties": ["ProtectProc=invisible"]}
+
+    (row,) = healthy.sdtool("list", "sdtool-graceful", **hidden).data
+    (trace,) = healthy.sdtool("trace", "sdtool-graceful", **hidden).data
+    (port,) = healthy.sdtool("port", "18080/tcp", **hidden).data
+    proc = healthy.facility("proc", **hidden)
+
+    assert (1, ["18080/tcp"]) == (row["processes"], row["ports"])
+    assert "owned" == port["verdict"]
+    assert ["creator"] == [owner["via"] for owner in port["owners"]]
+    assert (False, True) == (proc["available"], "hides" in proc["reason"])
+    assert trace["processes"] or trace["processes_reason"]
+
+
+def test_root_without_ptrace_says_what_it_cannot_see(healthy: System) -> None:
+    """Root without CAP_SYS_PTRACE: the owner by its creator, the holders null with the reason."""
+    healthy.run(["systemctl", "start", "sdtool-graceful"])
+    weak = {"properties": ["CapabilityBoundingSet=~CAP_SYS_PTRACE"]}
+
+    (port,) = healthy.sdtool("port", "18080/tcp", **weak).data
+    stopped = healthy.sdtool("stop", "sdtool-graceful", **weak)
+    privileges = healthy.facility("privileges", **weak)
+
+    (owner,) = port["owners"]
+    assert ("owned", "sdtool-graceful.service") == (port["verdict"], owner["unit"])
+    assert (0, "clean") == (stopped.status, stopped.data[0]["verdict"])
+    assert (False, True) == (privileges["available"], "CAP_SYS_PTRACE" in privileges["reason"])
+
+
+def test_masked_polkit_is_a_denial(boot: Boot) -> None:
+    """Polkit's own unit is masked: exit 4 that names the action, not 6 about the unit."""
+    system = boot(prepare="ln -sf /dev/null etc/systemd/system/polkit.service")
+    system.run(["systemctl", "start", "sdtool-graceful"])
+
+    result = system.sdtool("stop", "sdtool-graceful", user=TESTER)
+
+    check_no(result, "AccessDenied", 4)
+    assert "org.freedesktop.systemd1.manage-units" in str(result.errors[0])
+
+
+@pytest.mark.capability("cgroup v1")
+@pytest.mark.parametrize("suite", ["bookworm"])  # systemd 256 and newer boots on cgroup2 only
+def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
+    """On cgroup v1 units, processes and stops are told; doctor says what is missing."""
+    system = boot(cgroups="legacy")
+    system.run(["systemctl", "start", "sdtool-forks"])
+
+    (row,) = system.sdtool("list", "sdtool-forks").data
+    (trace,) = system.sdtool("trace", "sdtool-forks").data
+    cgroups = system.facility("cgroups")
+    stopped = system.sdtool("stop", "sdtool-forks")
+
+    assert 4 == row["processes"] == len(trace["processes"])
+    assert (False, True) == (cgroups["available"], "v1" in cgroups["reason"])
+    assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
