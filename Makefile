@@ -6,15 +6,20 @@ VENV := .venv
 # What Debian's minimal system lacks: venv, a real systemd with its user bus, ss for the oracles.
 PACKAGES := python3-venv systemd dbus dbus-user-session iproute2
 
-.PHONY: help packages setup demo test bench pictures clean
+# What boots containers of Debian, for the tests in them.
+CONTAINER_PACKAGES := systemd-container mmdebstrap debian-archive-keyring
+
+.PHONY: help packages test-packages setup demo test matrix bench pictures clean
 
 help:
 	@echo "make demo      set everything up and show the main job on a real systemd"
 	@echo "make test      every check and every tier of tests"
+	@echo "make matrix    the tests in every suite, and docs/matrix.md from their reports"
 	@echo "make bench     ratios against systemctl, ss and psutil"
 	@echo "make pictures  draw docs/*.svg anew from real output"
 
-packages:
+test-packages: PACKAGES += $(CONTAINER_PACKAGES)
+test-packages packages:
 	@command -v dpkg-query >/dev/null || exit 0; \
 	missing=; \
 	for package in $(PACKAGES); do \
@@ -45,8 +50,15 @@ setup: packages $(VENV)/.run
 demo: setup
 	$(VENV)/bin/sdtool sandbox --demo
 
-test: packages $(VENV)/.dev
+test: test-packages $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
+
+matrix: export SUITES := bookworm trixie sid
+matrix: test-packages $(VENV)/.dev
+	rm -rf build/reports
+	-$(VENV)/bin/python -m pytest tests/system --junit-xml=build/reports/host.xml
+	-$(VENV)/bin/python -m pytest tests/container --junit-xml=build/reports/containers.xml
+	$(VENV)/bin/python docs/matrix.py
 
 bench: packages $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/commands.py

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -23,6 +24,13 @@ def _own_ports() -> Iterator[None]:
     with Path("/proc/self/ns/net").open("rb") as namespace:
         fcntl.flock(namespace, fcntl.LOCK_EX)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _version(record_testsuite_property: Callable[[str, str], None]) -> None:
+    """Say in the report which systemd it is about."""
+    shown = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True)
+    record_testsuite_property("systemd", shown.stdout.split("(")[1].split(")")[0])
 
 
 @pytest.fixture(scope="session")
