@@ -69,6 +69,7 @@ MANAGER_PATH = "/org/freedesktop/systemd1"
 MANAGER = "org.freedesktop.systemd1.Manager"
 UNIT = "org.freedesktop.systemd1.Unit"
 PROPERTIES = "org.freedesktop.DBus.Properties"
+AUTHORIZATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 ONLY_BY_DEPENDENCY = "org.freedesktop.systemd1.OnlyByDependency"
 MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
@@ -79,7 +80,7 @@ UINT64_MAX = 2**64 - 1
 ERRORS: Mapping[str, type[SdtoolError]] = {
     "org.freedesktop.DBus.Error.AccessDenied": AccessDenied,
     "org.freedesktop.DBus.Error.AuthFailed": AccessDenied,
-    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": AccessDenied,
+    AUTHORIZATION_REQUIRED: AccessDenied,
     "org.freedesktop.DBus.Error.Disconnected": Unavailable,
     "org.freedesktop.DBus.Error.IOError": Unavailable,
     "org.freedesktop.DBus.Error.LimitsExceeded": Unavailable,
@@ -132,7 +133,7 @@ def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
         # polkit itself is masked: the error names its unit, not the one we asked about.
         kind = AccessDenied
     if kind is AccessDenied:
-        return AccessDenied(sentence, subject=subject, hint=_permission_hint(name))
+        return AccessDenied(sentence, subject=subject, hint=_permission_hint(name), name=name)
     if kind is None:
         return BusError(f"{sentence[:-1]} ({name}).", name=name, subject=subject)
     return kind(sentence, subject=subject)
