@@ -18,6 +18,7 @@ from types import TracebackType
 from sdtool.analysis.membership import filter_listeners
 from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.authorization import Asking
+from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
@@ -69,6 +70,19 @@ class Host:
             Unavailable: The manager cannot be reached.
         """
         return await list_units(self._session, patterns, filters or ListFilter())
+
+    async def list_all_managers(
+        self, patterns: Sequence[str] = (), filters: ListFilter | None = None
+    ) -> Answer[ListedUnit]:
+        """The same for the system's manager and every user manager that runs, as root.
+
+        A user manager that does not answer within about 4 seconds is an error beside the others.
+
+        Raises:
+            AccessDenied: We are not root.
+            NoSuchUnit: A pattern matches no loaded unit of any manager.
+        """
+        return await list_all_managers(self._session, patterns, filters or ListFilter())
 
     async def trace(self, units: Sequence[str]) -> Answer[Trace]:
         """Units with their processes and sockets; names and globs as systemctl takes them."""

@@ -130,6 +130,16 @@ def _read_with_psutil(
     return argv or None, user, cpu_us, memory.rss
 
 
+def read_user_name(uid: int) -> str:
+    """The name of a user, or the number where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def read_netns(pid: int | str) -> int | None:
     """The inode of a process's network namespace; None when it is hidden or gone.
 
