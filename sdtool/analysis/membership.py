@@ -89,6 +89,7 @@ def _build_process(facts: ProcessFacts, role: Role, signal: str, parent_in_unit:
         adopted=role is Role.OTHER and not parent_in_unit,
         disposition=disposition,
         disposition_reason=reason,
+        unread_reason=facts.unread_reason,
         container=read_container(facts.control_group or ""),
     )
 

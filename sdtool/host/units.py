@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from sdtool.analysis import membership, ownership
-from sdtool.errors import InvalidArgument, NoSuchProcess, SdtoolError
+from sdtool.errors import AccessDenied, InvalidArgument, NoSuchProcess, SdtoolError
 from sdtool.host.asking import nothing_matches
 from sdtool.host.ports import own_sockets, read_listeners_by_creator
 from sdtool.host.session import Session
@@ -98,6 +98,7 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
     """Who manages one process.
 
     Raises:
+        AccessDenied: It is there, and hidden from us.
         NoSuchProcess: It is gone, or never was.
     """
     process = processes.read_thread_group(pid)
@@ -106,6 +107,10 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
             f"{pid} is a thread of process {process}.",
             subject=str(pid),
             hint=f"sdtool pid {process}",
+        )
+    if processes.is_hidden(pid):
+        raise AccessDenied(
+            f"Process {pid} is hidden: {processes.HIDDEN}.", subject=str(pid), hint="run as root"
         )
     facts = processes.read_detailed(pid)
     if facts is None:

@@ -12,6 +12,8 @@ from sdtool.sources.cgroups import CgroupMount
 def probe_privileges() -> tuple[bool, str]:
     """Whether other users' descriptors can be seen."""
     uid = os.geteuid()
+    if processes.hides_processes():
+        return False, f"uid {uid} may not see other users' processes: {processes.HIDDEN}"
     if not processes.sees_all_descriptors():
         return False, f"uid {uid} may not see other users' descriptors: {processes.PTRACE_HINT}"
     return True, f"uid {uid} may see every process's descriptors"
@@ -35,7 +37,7 @@ def probe_sock_diag() -> tuple[bool, str]:
 def probe_tracefs() -> tuple[bool, str]:
     """Whether the kernel's own trace could be used."""
     path = Path("/sys/kernel/tracing/instances")
-    if not path.is_dir():
+    if not os.path.ismount(path.parent):
         return False, "not mounted at /sys/kernel/tracing"
     if not os.access(path, os.W_OK):
         return False, "needs root"
@@ -45,8 +47,10 @@ def probe_tracefs() -> tuple[bool, str]:
 def probe_journal() -> tuple[bool, str]:
     """Whether there is a journal that may be read."""
     for directory in (Path("/var/log/journal"), Path("/run/log/journal")):
-        if directory.is_dir():
-            if os.access(directory, os.R_OK | os.X_OK):
-                return True, f"at {directory}"
+        # The directory is everybody's; what is in it may not be.
+        found = [directory, *directory.glob("*"), *directory.glob("*/system.journal")]
+        if not all(os.access(path, os.R_OK) for path in found if path.exists()):
             return False, f"{directory} may not be read: needs root or group systemd-journal"
+        if len(found) > 1:
+            return True, f"at {directory}"
     return False, "there is no journal (no /var/log/journal, no /run/log/journal)"
