@@ -38,7 +38,9 @@ class Person:
     async def asking(self, unit: str) -> AsyncIterator[None]:
         """What the command line does with an agent."""
         self.asked.append(unit)
-        await asyncio.sleep(self._after_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._after_s):
+                await asyncio.Event().wait()  # they type
         if self._error is None:
             del self._fake.errors["StopUnit"]
         else:
