@@ -36,6 +36,9 @@ SYSTEM, USER = "system", "user"
 UnitKey = tuple[str, str]
 """(manager, unit): every user manager has an app.slice."""
 
+Levels = Sequence[tuple[str, Sequence[str]]]
+"""The units of each manager that a cgroup is in, as ``read_levels`` gives them."""
+
 NOT_READ = "a list reads what one sweep gives; sdtool trace UNIT reads the rest"
 
 
@@ -135,9 +138,11 @@ def take_census(
         members: Cgroup path -> pids; None when they could not be read.
         listeners: Listening sockets joined with their creators; None when these are not known.
     """
+    paths = dict.fromkeys((*cgroups, *(members or ())))
+    levels = {path: read_levels(path, roots) for path in paths}
     return Census(
-        _control_groups(cgroups, roots),
-        None if members is None else _count_processes(members, roots),
+        _control_groups(levels),
+        None if members is None else _count_processes(members, levels),
         None if listeners is None else _ports_by_unit(listeners),
     )
 
@@ -173,21 +178,21 @@ def list_units(
 
 
 def _count_processes(
-    members: Mapping[str, Sequence[int]], roots: ManagerRoots
+    members: Mapping[str, Sequence[int]], levels: Mapping[str, Levels]
 ) -> Mapping[UnitKey, int]:
     processes: Counter[UnitKey] = Counter()
     for path, pids in members.items():
-        for manager, names in read_levels(path, roots):
+        for manager, names in levels[path]:
             for name in names:
                 processes[manager, name] += len(pids)
     return processes
 
 
-def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[UnitKey, str]:
+def _control_groups(levels: Mapping[str, Levels]) -> dict[UnitKey, str]:
     """Unit -> its own cgroup: the shortest path that belongs to it."""
     groups: dict[UnitKey, str] = {}
-    for path in sorted(paths, key=len):
-        for manager, names in read_levels(path, roots):
+    for path in sorted(levels, key=len):
+        for manager, names in levels[path]:
             groups.setdefault((manager, names[-1]), path)
     return groups
 
