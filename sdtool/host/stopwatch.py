@@ -336,9 +336,10 @@ class StopWatch:
         Raises:
             Unavailable: The manager does not answer.
         """
-        has_job = self.has_job or self._job is not None
-        if not has_job or self._job_over.is_set():
+        if not self.queued or self._job_over.is_set():
             return
+        if self.requested and self._job is None:
+            return  # our own call is still out, and has a deadline of its own
         unit = await self._read_unit()
         if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
             return
