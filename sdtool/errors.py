@@ -81,9 +81,24 @@ class NotApplicable(SdtoolError):
 
 
 class AccessDenied(SdtoolError):
-    """The manager, polkit or the kernel refused; the hint names what would permit it."""
+    """The manager, polkit or the kernel refused; the hint names what would permit it.
+
+    Attributes:
+        name: The D-Bus error name as it came; None where it was not the manager that refused.
+    """
 
     exit = Exit.DENIED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        subject: str | None = None,
+        hint: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(message, subject=subject, hint=hint)
+        self.name = name
 
 
 class CriticalUnit(AccessDenied):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sdtool.analysis.ownership import (
     INIT_SCOPE,
     read_container,
+    read_levels,
     read_path,
     socket_owners,
 )
@@ -27,6 +29,15 @@ from sdtool.model.unit import (
 )
 
 DEFAULT_KILL_SIGNAL = "SIGTERM"
+
+SYSTEM, USER = "system", "user"
+"""What the manager of a ``CgroupOwner`` is called when it is the system's, or the one asked."""
+
+UnitKey = tuple[str, str]
+"""(manager, unit): every user manager has an app.slice."""
+
+Levels = Sequence[tuple[str, Sequence[str]]]
+"""The units of each manager that a cgroup is in, as ``read_levels`` gives them."""
 
 NOT_READ = "a list reads what one sweep gives; sdtool trace UNIT reads the rest"
 
@@ -81,6 +92,7 @@ def _build_process(facts: ProcessFacts, role: Role, signal: str, parent_in_unit:
         adopted=role is Role.OTHER and not parent_in_unit,
         disposition=disposition,
         disposition_reason=reason,
+        unread_reason=facts.unread_reason,
         container=read_container(facts.control_group or ""),
     )
 
@@ -98,23 +110,53 @@ def wants(filters: ListFilter, unit: Unit) -> bool:
     return unit.job is not None or unit.active_state != "inactive"
 
 
-def list_units(
-    units: Iterable[Unit],
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What one sweep says of the units of all managers, by (manager, unit).
+
+    Attributes:
+        groups: The cgroup of each.
+        processes: How many there are in it and below it; None when they could not be read.
+        ports: The listening ports that were made in it; None when creators are not known.
+    """
+
+    groups: Mapping[UnitKey, str]
+    processes: Mapping[UnitKey, int] | None
+    ports: Mapping[UnitKey, tuple[str, ...]] | None
+
+
+def take_census(
     cgroups: Iterable[str],
     members: Mapping[str, Sequence[int]] | None,
     listeners: Iterable[Socket] | None,
     roots: ManagerRoots,
-) -> tuple[ListedUnit, ...]:
-    """Units with their number of processes and the listening ports that their cgroups made.
+) -> Census:
+    """Count processes and ports for the units of every manager.
 
     Args:
         cgroups: The paths of all cgroups.
         members: Cgroup path -> pids; None when they could not be read.
         listeners: Listening sockets joined with their creators; None when these are not known.
     """
-    groups = _control_groups(cgroups, roots)
-    processes = None if members is None else _count_processes(members, roots)
-    ports = None if listeners is None else _ports_by_unit(listeners, roots)
+    paths = dict.fromkeys((*cgroups, *(members or ())))
+    levels = {path: read_levels(path, roots) for path in paths}
+    return Census(
+        _control_groups(levels),
+        None if members is None else _count_processes(members, levels),
+        None if listeners is None else _ports_by_unit(listeners),
+    )
+
+
+def list_units(
+    units: Iterable[Unit], census: Census, manager: str, user: str | None = None
+) -> tuple[ListedUnit, ...]:
+    """The units of one manager with their number of processes and the ports they made.
+
+    Args:
+        manager: As in ``CgroupOwner.manager``.
+        user: Whose manager it is.
+    """
+    processes, ports = census.processes, census.ports
     return tuple(
         ListedUnit(
             name=unit.name,
@@ -122,61 +164,58 @@ def list_units(
             load_state=unit.load_state,
             active_state=unit.active_state,
             sub_state=unit.sub_state,
-            control_group=groups.get(unit.name),
+            control_group=census.groups.get((manager, unit.name)),
             job=unit.job,
             following=unit.following,
-            processes=None if processes is None else processes[unit.name],
-            ports=None if ports is None else ports.get(unit.name, ()),
+            manager=manager,
+            manager_user=user,
+            processes=None if processes is None else processes.get((manager, unit.name), 0),
+            ports=None if ports is None else ports.get((manager, unit.name), ()),
             unread_reason=NOT_READ,
         )
         for unit in units
     )
 
 
-def _count_processes(members: Mapping[str, Sequence[int]], roots: ManagerRoots) -> Counter[str]:
-    processes: Counter[str] = Counter()
+def _count_processes(
+    members: Mapping[str, Sequence[int]], levels: Mapping[str, Levels]
+) -> Mapping[UnitKey, int]:
+    processes: Counter[UnitKey] = Counter()
     for path, pids in members.items():
-        for name in _units_of(path, roots):
-            processes[name] += len(pids)
+        for manager, names in levels[path]:
+            for name in names:
+                processes[manager, name] += len(pids)
     return processes
 
 
-def _units_of(path: str, roots: ManagerRoots) -> list[str]:
-    """The unit of the asked manager that a cgroup belongs to, and the slices above it."""
-    owner = read_path(path, roots)
-    unit = asked_unit(owner.innermost, owner.manager, roots)
-    root = (roots.user or roots.system).rstrip("/")
-    if path != root and not path.startswith(f"{root}/"):
-        return []
-    parts = [part for part in path[len(root) :].split("/") if part]
-    slices = []
-    for part in parts:
-        if not part.endswith(".slice"):
-            break
-        slices.append(part)
-    return ["-.slice", *slices, *([unit] if unit else [])]
-
-
-def _control_groups(paths: Iterable[str], roots: ManagerRoots) -> dict[str, str]:
+def _control_groups(levels: Mapping[str, Levels]) -> dict[UnitKey, str]:
     """Unit -> its own cgroup: the shortest path that belongs to it."""
-    groups: dict[str, str] = {}
-    for path in sorted(paths, key=len):
-        for name in _units_of(path, roots)[-1:]:
-            groups.setdefault(name, path)
+    groups: dict[UnitKey, str] = {}
+    for path in sorted(levels, key=len):
+        for manager, names in levels[path]:
+            groups.setdefault((manager, names[-1]), path)
     return groups
 
 
-def _ports_by_unit(sockets: Iterable[Socket], roots: ManagerRoots) -> dict[str, tuple[str, ...]]:
-    found: dict[str, set[tuple[int, str]]] = {}
+def _ports_by_unit(sockets: Iterable[Socket]) -> dict[UnitKey, tuple[str, ...]]:
+    found: dict[UnitKey, set[tuple[int, str]]] = {}
     for socket in sockets:
         for owner in socket_owners(socket):
-            unit = asked_unit(owner.unit, owner.manager, roots)
-            if unit is not None and socket.port is not None:
-                found.setdefault(unit, set()).add((socket.port, socket.protocol))
+            for key in _keys(owner.manager, owner.unit):
+                if socket.port is not None:
+                    found.setdefault(key, set()).add((socket.port, socket.protocol))
     return {
-        unit: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
-        for unit, rows in found.items()
+        key: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
+        for key, rows in found.items()
     }
+
+
+def _keys(manager: str | None, unit: str | None) -> list[UnitKey]:
+    """The unit, and the system's unit whose part it is where its manager is a user's."""
+    if manager is None or unit is None:
+        return []
+    outer = [(SYSTEM, manager)] if manager not in (SYSTEM, USER) else []
+    return [*outer, (manager, unit)]
 
 
 def asked_unit(unit: str | None, manager: str | None, roots: ManagerRoots) -> str | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 
 from sdtool.model.names import UNIT_TYPES
 from sdtool.model.process import Container
@@ -67,6 +69,30 @@ def read_path(path: str, roots: ManagerRoots) -> CgroupOwner:
         return CgroupOwner(unit=unit, user_unit=user_unit, slice=inner_slice or slice_name)
     session = SESSION.fullmatch(unit or "")
     return CgroupOwner(unit=unit, slice=slice_name, session=session[1] if session else None)
+
+
+def read_levels(path: str, roots: ManagerRoots) -> list[tuple[str, list[str]]]:
+    """Every manager that a cgroup is under, outermost first, with the units that it is in.
+
+    The units of one manager stand from "-.slice" to the innermost; the manager is named as in
+    ``CgroupOwner.manager``.
+    """
+    asked = None if roots.user is None else _below(path, roots.user)
+    parts = _below(path, roots.system)
+    levels = []
+    if parts is not None:
+        _, unit, rest = _split(parts)
+        levels.append(("system", _units_on_the_way(parts, unit)))
+        if asked is None and unit is not None and USER_MANAGER.fullmatch(unit):
+            levels.append((unit, _units_on_the_way(rest, _split(rest)[1])))
+    if asked is not None:
+        levels.append(("user", _units_on_the_way(asked, _split(asked)[1])))
+    return levels
+
+
+def _units_on_the_way(parts: Sequence[str], unit: str | None) -> list[str]:
+    slices = takewhile(lambda part: part.endswith(".slice"), parts)
+    return ["-.slice", *slices, *([unit] if unit else [])]
 
 
 def _system_part(path: str, roots: ManagerRoots) -> tuple[str | None, str | None, list[str]]:
@@ -204,10 +230,7 @@ def _socket_unit(
         return creator.unit
     if not is_managers(creator, held):
         return None
-    for unit in socket_units:
-        if any(listens_on(listen, row) for listen in unit.listens):
-            return unit.name
-    return None
+    return _find_socket_unit(row, socket_units)
 
 
 def is_managers(creator: Creator | None, held: tuple[Holder, ...] | None) -> bool:
@@ -217,7 +240,30 @@ def is_managers(creator: Creator | None, held: tuple[Holder, ...] | None) -> boo
     return any(holder.unit == INIT_SCOPE for holder in held or ())
 
 
-def listens_on(listen: ListenAddress, row: SocketFacts) -> bool:
+def is_made_by_manager(socket: Socket, manager: str) -> bool:
+    """Whether a manager made the socket itself, for one of its .socket units."""
+    creator = socket.creator
+    return creator is not None and (creator.manager, creator.unit) == (manager, INIT_SCOPE)
+
+
+def name_socket_units(
+    sockets: Iterable[Socket], manager: str, units: Sequence[SocketUnit]
+) -> tuple[Socket, ...]:
+    """The sockets, those that a manager made itself with the .socket unit they are for."""
+    return tuple(
+        replace(socket, socket_unit=_find_socket_unit(socket, units))
+        if is_made_by_manager(socket, manager)
+        else socket
+        for socket in sockets
+    )
+
+
+def _find_socket_unit(row: SocketFacts | Socket, units: Sequence[SocketUnit]) -> str | None:
+    listening = (u.name for u in units if any(listens_on(listen, row) for listen in u.listens))
+    return next(listening, None)
+
+
+def listens_on(listen: ListenAddress, row: SocketFacts | Socket) -> bool:
     """Whether a Listen= line of a .socket unit is this socket's address."""
     if {"Stream": "stream", "Datagram": "dgram"}.get(listen.type) != row.type:
         return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +42,10 @@ def stop_command(
             metavar="LIST", help="Observe with these only: pidfd,cgroup,sockets or none."
         ),
     ] = None,
+    no_ask_password: Annotated[
+        bool,
+        typer.Option("--no-ask-password", help="Do not let polkit ask for a password."),
+    ] = False,
     jsonl: Annotated[
         bool,
         typer.Option("--jsonl", help="Print each event as a line of JSON, then the document."),
@@ -60,7 +64,8 @@ def stop_command(
     options = StopOptions(
         deadline_s=deadline,
         force=force,
-        interactive=sys.stdin.isatty() and sys.stdout.isatty(),
+        # What counts is where a password would be typed, not where the answer goes.
+        interactive=not no_ask_password and sys.stdin.isatty(),
         observers=_parse_observers(observers),
     )
     names = _confirm(invocation, units, yes)
@@ -105,31 +110,74 @@ def _stop(
     invocation: Invocation, names: list[str], options: StopOptions, jsonl: bool
 ) -> Answer[StopReport]:
     with ExitStack() as stack:
-        if jsonl:
-            on_events: OnEvents = partial(_print_json_lines, invocation)
-        elif invocation.json:
-            on_events = _ignore
+        view = None if jsonl or invocation.json else _View(invocation, stack)
+        if view is not None:
+            on_events: OnEvents = view.on_events
         else:
-            on_events = _View(invocation, stack).on_events
-        asked: list[str] = []
-
-        def on_request(unit: str) -> None:
-            asked.append(unit)
-            invocation.farewell = f"No longer watching; the stop job goes on: {', '.join(asked)}."
-
+            on_events = partial(_print_json_lines, invocation) if jsonl else _ignore
+        request = _Request(invocation, view, on_events)
         return invocation.ask(
-            lambda host: host.stop(names, options, on_events=on_events, on_request=on_request)
+            lambda host: host.stop(
+                names,
+                options,
+                on_events=request.on_events,
+                on_request=request.on_request,
+                asking=request.asking,
+            )
         )
 
 
-def _ignore(events: Sequence[Event]) -> None:
+def _ignore(events: tuple[Event, ...]) -> None:
     pass
 
 
-def _print_json_lines(invocation: Invocation, events: Sequence[Event]) -> None:
+def _print_json_lines(invocation: Invocation, events: tuple[Event, ...]) -> None:
     from sdtool.render.json import event_line
 
     invocation.write("".join(f"{event_line(event)}\n" for event in events))
+
+
+class _Request:
+    """What is said on the way to the job: the farewell, and nothing while polkit asks."""
+
+    def __init__(self, invocation: Invocation, view: _View | None, on_events: OnEvents) -> None:
+        self._invocation = invocation
+        self._view = view
+        self._on_events = on_events
+        self._units: list[str] = []
+        self._held: list[tuple[Event, ...]] | None = None
+
+    def on_request(self, unit: str) -> None:
+        """A stop is asked for: from now on there can be a job that goes on without us."""
+        self._units.append(unit)
+        self._say_goodbye(self._units)
+
+    def _say_goodbye(self, units: Sequence[str], before: str = "No longer watching") -> None:
+        goes_on = f"; the stop job goes on: {', '.join(units)}" if units else ""
+        self._invocation.farewell = f"{before}{goes_on}."
+
+    def on_events(self, events: tuple[Event, ...]) -> None:
+        """Show events, or keep them: the password prompt has the terminal for itself."""
+        if self._held is not None and sys.stdout.isatty():
+            self._held.append(events)
+        else:
+            self._on_events(events)
+
+    @asynccontextmanager
+    async def asking(self, unit: str) -> AsyncIterator[None]:
+        """Have an agent on the terminal for the one question about a unit."""
+        from sdtool.cli.agent import agent_on_terminal
+
+        others = [name for name in self._units if name != unit]
+        self._say_goodbye(others, f"Interrupted before {unit} was authorized to stop")
+        self._held = []
+        with self._view.paused() if self._view else nullcontext():
+            async with agent_on_terminal():
+                yield
+        self._say_goodbye(self._units)
+        held, self._held = self._held, None
+        for events in held:
+            self._on_events(events)
 
 
 class _View:
@@ -140,6 +188,7 @@ class _View:
         self._units: set[str] = set()
         self._start_us: int | None = None
         self._states: dict[str, Event] = {}
+        self._asked = self._has_job = False
         self._live: Live | None = None
         if sys.stdout.isatty():
             from rich.live import Live
@@ -160,6 +209,18 @@ class _View:
         latest = max(waiting, key=lambda state: state.at_us, default=None)
         return render_countdown(latest, time.monotonic_ns() // 1000)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to somebody else; after that the stop begins with its job."""
+        self._asked = True
+        if self._live is not None:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live is not None:
+                self._live.start()
+
     def on_events(self, events: Sequence[Event]) -> None:
         """Show events that happened at about the same time."""
         from sdtool.render.timeline import render_events
@@ -168,6 +229,10 @@ class _View:
             # The request follows at once when the last observer is armed.
             armed = [e.at_us for e in events if e.kind is EventKind.OBSERVER]
             self._start_us = max(armed, default=events[0].at_us)
+        if not self._has_job and any(e.kind is EventKind.JOB_NEW for e in events):
+            self._has_job = True
+            if self._asked:
+                self._start_us = min(e.at_us for e in events if e.kind is not EventKind.OBSERVER)
         self._states |= {e.unit: e for e in events if e.kind is EventKind.STATE}
         # All units have their observers armed before anything is asked: the first batch has them.
         self._units |= {event.unit for event in events}

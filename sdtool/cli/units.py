@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,11 @@ from sdtool.cli.invocation import Invocation
 from sdtool.cli.views import show_owners, show_traces, show_units
 from sdtool.errors import InvalidArgument
 from sdtool.model.answer import Answer
+from sdtool.model.scope import Scope
+
+if TYPE_CHECKING:
+    from sdtool.host import Host
+    from sdtool.model.unit import ListedUnit
 
 MAX_PID = 2**22
 """PID_MAX_LIMIT of 64-bit kernels."""
@@ -50,6 +55,12 @@ def list_command(
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="The same as --state failed.")] = False,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Inactive units too.")] = False,
+    all_managers: Annotated[
+        bool,
+        typer.Option(
+            "--all-managers", help="Units of all users' managers too, beside the system's (root)."
+        ),
+    ] = False,
 ) -> int:
     """List units with their processes and ports."""
     from sdtool.host import ListFilter
@@ -60,13 +71,21 @@ def list_command(
         states=_split(states) + (["failed"] if failed else []),
         everything=everything,
     )
-    units = invocation.ask(lambda host: host.list(patterns or (), filters))
-    status = invocation.finish(Answer(data=units), show_units)
+    if all_managers and invocation.scope is Scope.USER:
+        raise InvalidArgument("--all-managers and --user exclude each other.")
+
+    async def ask(host: Host) -> Answer[ListedUnit]:
+        if all_managers:
+            return await host.list_all_managers(patterns or (), filters)
+        return Answer(data=await host.list(patterns or (), filters))
+
+    answer = invocation.ask(ask)
+    status = invocation.finish(answer, show_units)
     if sys.stdout.isatty() and not invocation.json:
         from sdtool.render.tables import summarise_units
 
         hint = "" if everything else "; --all shows the inactive ones too"
-        sys.stderr.write(f"\n{summarise_units(units)}{hint}\n")
+        sys.stderr.write(f"\n{summarise_units(answer.data)}{hint}\n")
     return status
 
 

@@ -12,10 +12,13 @@ methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stop
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 
 from sdtool.analysis.membership import filter_listeners
 from sdtool.host.asking import ask_each, resolve, split
+from sdtool.host.authorization import Asking
+from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
@@ -68,6 +71,19 @@ class Host:
         """
         return await list_units(self._session, patterns, filters or ListFilter())
 
+    async def list_all_managers(
+        self, patterns: Sequence[str] = (), filters: ListFilter | None = None
+    ) -> Answer[ListedUnit]:
+        """The same for the system's manager and every user manager that runs, as root.
+
+        A user manager that does not answer within about 4 seconds is an error beside the others.
+
+        Raises:
+            AccessDenied: We are not root.
+            NoSuchUnit: A pattern matches no loaded unit of any manager.
+        """
+        return await list_all_managers(self._session, patterns, filters or ListFilter())
+
     async def trace(self, units: Sequence[str]) -> Answer[Trace]:
         """Units with their processes and sockets; names and globs as systemctl takes them."""
         names = await resolve(self._session, units)
@@ -116,11 +132,14 @@ class Host:
         *,
         on_events: OnEvents | None = None,
         on_request: Callable[[str], None] | None = None,
+        asking: Asking | None = None,
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
         Args:
             on_request: Called with the name of each unit just before its stop is asked for.
+            asking: Entered with a unit's name while polkit may ask a person about it, so that
+                an agent can be there and the screen free; see ``StopOptions.interactive``.
             on_events: Called with events about 50 ms after they happened, in the order of
                 their times.
 
@@ -134,6 +153,7 @@ class Host:
             options or StopOptions(),
             on_events or (lambda _: None),
             on_request or (lambda _: None),
+            asking or (lambda _: nullcontext()),
         )
 
     async def doctor(self) -> tuple[Facility, ...]:

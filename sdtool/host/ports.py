@@ -112,7 +112,8 @@ def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str |
     if namespaces - {processes.read_netns("self"), None}:
         return "some of its processes are in another network namespace, which was not looked at"
     if scan.reason:
-        return f"sockets passed to it from outside are not shown: {scan.reason}"
+        own = " or in a network namespace of its own" if None in namespaces else ""
+        return f"sockets passed to it from outside{own} are not shown: {scan.reason}"
     if None in namespaces:
         return f"whether it has a network namespace of its own is hidden: {processes.PTRACE_HINT}"
     return None

@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sdtool.analysis import phases, protection, timeline
 from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError, Unavailable
 from sdtool.host.asking import split
+from sdtool.host.authorization import Asking, request_stop
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import ENDED, StopWatch
@@ -39,7 +41,7 @@ class StopOptions:
         deadline_s: Seconds after which the watch is given up; None waits as long as systemd may
             take by its own limits, which can be for ever.
         force: Stop critical units too.
-        interactive: Let polkit ask for a password on this terminal.
+        interactive: Let polkit ask a person, where its rules want that.
         observers: Names of the observers to use; None for all (see ``stopwatch.OBSERVERS``).
     """
 
@@ -55,6 +57,7 @@ async def stop_units(
     options: StopOptions,
     on_events: OnEvents,
     on_request: Callable[[str], None],
+    asking: Asking,
 ) -> Answer[StopReport]:
     """Stop the units and report on each in the order asked; a refusal is an error."""
     entries: dict[str, StopWatch | SdtoolError] = {}
@@ -68,7 +71,8 @@ async def stop_units(
         for watch in _watches(entries.values()):
             watch.leave_out(watched)
             watched |= {other.name for other in watch.along}
-        await _watch(session, _watches(entries.values()), options, on_events, on_request)
+        watches = _watches(entries.values())
+        await _watch(session, watches, options, on_events, on_request, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
         for watch in _with_along(_watches(entries.values())):
@@ -131,6 +135,7 @@ async def _watch(
     options: StopOptions,
     on_events: OnEvents,
     on_request: Callable[[str], None],
+    asking: Asking,
 ) -> None:
     """Arm everything, ask for the stops, and stay until all of them are over."""
     active = [watch for watch in watches if not watch.finished]
@@ -143,8 +148,9 @@ async def _watch(
         await watch.arm()
     async with _pumping(manager, signals, everyone, on_events):
         try:
-            async with asyncio.timeout(_deadline(active, options)):
-                await _request(active, options, on_request)
+            async with asyncio.timeout(_deadline(active, options)) as clock:
+                asking = partial(_off_the_clock, clock, asking)
+                await _request(session, active, options, on_request, asking)
                 await asyncio.gather(*(watch.wait_for_end() for watch in active))
         except TimeoutError:
             for watch in active:
@@ -160,15 +166,32 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
         on_events(timeline.sort_events(ready))
 
 
+@contextlib.asynccontextmanager
+async def _off_the_clock(clock: asyncio.Timeout, asking: Asking, unit: str) -> AsyncIterator[None]:
+    """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
+    loop, when = asyncio.get_running_loop(), clock.when()
+    began = loop.time()
+    clock.reschedule(None)
+    try:
+        async with asking(unit):
+            yield
+    finally:
+        clock.reschedule(None if when is None else when + loop.time() - began)
+
+
 async def _request(
-    watches: Sequence[StopWatch], options: StopOptions, on_request: Callable[[str], None]
+    session: Session,
+    watches: Sequence[StopWatch],
+    options: StopOptions,
+    on_request: Callable[[str], None],
+    asking: Asking,
 ) -> None:
     """Ask for all the stops; a unit may be on its way down with the first of them."""
     for watch in _with_along(watches):
         watch.begin()
     for watch in watches:
         on_request(watch.name)
-        await watch.request(interactive=options.interactive)
+        await request_stop(session, watch, asking, interactive=options.interactive)
 
 
 def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | None:
@@ -190,6 +213,10 @@ def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
     if not watch.requested:
         return DeadlineExceeded(
             f"{watch.name} was not asked to stop: {after} had passed.", subject=watch.name
+        )
+    if not watch.queued:
+        return DeadlineExceeded(
+            f"{watch.name} was asked to stop, and had no job after {after}.", subject=watch.name
         )
     return DeadlineExceeded(
         f"{watch.name} is still stopping after {after}; the stop job goes on.",

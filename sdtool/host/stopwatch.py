@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sdtool.analysis import phases, timeline
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
-from sdtool.host.eventlog import EventLog, now_us
+from sdtool.host.eventlog import HOLD_BACK_US, EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.host.session import Session
 from sdtool.model.manager import ConnectionLost, JobChange, MainExit, ManagerSignal, UnitChange
@@ -107,6 +107,8 @@ class StopWatch:
         self._still_held: tuple[SocketFacts, ...] = ()
         self._still_up: frozenset[str] = frozenset()
         self._begun = False
+        self._awaits_job = False
+        self._answered_us: int | None = None
         self.requested = False
         self.has_job = False
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
@@ -153,10 +155,15 @@ class StopWatch:
         observer.watch(self._listeners)
         return observer
 
-    def begin(self) -> None:
-        """From now on what is seen belongs to the stop: it may come with that of another unit."""
+    def begin(self, *, after_question: bool = False) -> None:
+        """From now on what is seen belongs to the stop: it may come with that of another unit.
+
+        Args:
+            after_question: A person is asked first: the stop begins with its job.
+        """
         self._requested_us = now_us()
         self._begun = True
+        self._awaits_job = after_question
 
     async def request(self, *, interactive: bool) -> None:
         """Queue the stop job; a refusal becomes the ``failure``."""
@@ -167,9 +174,33 @@ class StopWatch:
             self._begun = False
             self.failure = error
             return
+        self.failure = None
+        self._begin_with_job()
         # The job can be over before its path is in our hands.
         if self._job in self._ended_jobs:
             self._end_job(self._ended_jobs[self._job])
+
+    def _begin_with_job(self) -> None:
+        """Let the stop begin with the word of its job, not when the person was asked.
+
+        The word takes a moment to reach us: what was seen in that moment can be the job's own.
+        """
+        if not self._awaits_job:
+            return
+        self._awaits_job, self._answered_us = False, now_us()
+        earliest = self._answered_us - HOLD_BACK_US
+        recent = [e.at_us for e in self._log.events if e.at_us >= earliest]
+        self._requested_us = max(self._requested_us, min([*recent, self._answered_us]))
+
+    def _begin_with_state(self, at_us: int) -> None:
+        """The manager's own clock in a change of state can be ahead of the word of the job."""
+        if self._answered_us is not None and at_us >= self._answered_us - HOLD_BACK_US:
+            self._requested_us = min(self._requested_us, at_us)
+
+    @property
+    def queued(self) -> bool:
+        """Whether the manager has said that it has a stop job for the unit."""
+        return self.has_job or self._job is not None
 
     # While it runs ---------------------------------------------------------------------------
 
@@ -253,6 +284,7 @@ class StopWatch:
             then=phases.after_limit(policy, self._sub_state) if policy and stopping else None,
         )
         if self._begun:
+            self._begin_with_state(at_us)
             self._new_phases.append(state)
             if self._active_state in ENDED:
                 self._ended_us = at_us
@@ -268,15 +300,18 @@ class StopWatch:
             return
         for state in ready:
             known, events = self._members.known, self._log.events
-            self._log.add(
-                *timeline.infer_phase(self.policy, state, known, events, self._requested_us)
-            )
+            since_us = self._requested_us
+            if self._answered_us is not None:
+                # What the first phase did came before the first word of it.
+                since_us -= timeline.SIGNAL_LEAD_US
+            self._log.add(*timeline.infer_phase(self.policy, state, known, events, since_us))
 
     def _on_job(self, change: JobChange) -> None:
         if not self._begun:
             return
         if change.result is None:
             self.has_job = True
+            self._begin_with_job()
             self._log.note(EventKind.JOB_NEW, EventSource.DBUS)
         elif self._job is None and self.requested:
             self._ended_jobs[change.job] = change.result
@@ -301,9 +336,10 @@ class StopWatch:
         Raises:
             Unavailable: The manager does not answer.
         """
-        has_job = self.has_job or self._job is not None
-        if not has_job or self._job_over.is_set():
+        if not self.queued or self._job_over.is_set():
             return
+        if self.requested and self._job is None:
+            return  # our own call is still out, and has a deadline of its own
         unit = await self._read_unit()
         if self._job_over.is_set() or unit.active_state not in ENDED or unit.job is not None:
             return

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from sdtool.analysis import membership, ownership
-from sdtool.errors import InvalidArgument, NoSuchProcess, SdtoolError
+from sdtool.errors import AccessDenied, InvalidArgument, NoSuchProcess, SdtoolError
 from sdtool.host.asking import nothing_matches
 from sdtool.host.ports import own_sockets, read_listeners_by_creator
 from sdtool.host.session import Session
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
+from sdtool.model.scope import Scope
 from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 from sdtool.sources import cgroups, processes
+from sdtool.sources.processes import read_user_name
 
 
 async def list_units(
@@ -24,10 +27,9 @@ async def list_units(
         InvalidArgument: An unknown unit type.
         NoSuchUnit: No loaded unit matches the patterns.
     """
-    _require_known_types(filters)
+    require_known_types(filters)
     manager = await session.manager()
-    wanted = [text if is_glob(text) else unit_name(text) for text in patterns]
-    units = await manager.list_units(wanted)
+    units = await manager.list_units(unit_patterns(patterns))
     if patterns and not units:
         raise nothing_matches(patterns)
     roots = await session.roots()
@@ -35,16 +37,29 @@ async def list_units(
     # A mount namespace of our own can show another hierarchy than the manager's.
     seen = cgroups.exists(session.mount, top)
     tree = cgroups.read_tree(session.mount, top)
-    return membership.list_units(
-        (unit for unit in units if membership.wants(filters, unit)),
+    census = membership.take_census(
         tree.paths,
         tree.members if seen else None,
         await read_listeners_by_creator(session, tree.ids) if seen else None,
         roots,
     )
+    wanted = [unit for unit in units if membership.wants(filters, unit)]
+    if session.scope is Scope.SYSTEM:
+        return membership.list_units(wanted, census, membership.SYSTEM)
+    return membership.list_units(wanted, census, membership.USER, read_user_name(os.getuid()))
 
 
-def _require_known_types(filters: ListFilter) -> None:
+def unit_patterns(patterns: Sequence[str]) -> list[str]:
+    """Patterns as the manager takes them: ``.service`` is implied for a name."""
+    return [text if is_glob(text) else unit_name(text) for text in patterns]
+
+
+def require_known_types(filters: ListFilter) -> None:
+    """Refuse a type that no unit can have.
+
+    Raises:
+        InvalidArgument: There is one.
+    """
     for kind in sorted(set(filters.types) - UNIT_TYPES):
         raise InvalidArgument(
             f"{kind} is no unit type.", subject=kind, hint=", ".join(sorted(UNIT_TYPES))
@@ -83,6 +98,7 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
     """Who manages one process.
 
     Raises:
+        AccessDenied: It is there, and hidden from us.
         NoSuchProcess: It is gone, or never was.
     """
     process = processes.read_thread_group(pid)
@@ -91,6 +107,10 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
             f"{pid} is a thread of process {process}.",
             subject=str(pid),
             hint=f"sdtool pid {process}",
+        )
+    if processes.is_hidden(pid):
+        raise AccessDenied(
+            f"Process {pid} is hidden: {processes.HIDDEN}.", subject=str(pid), hint="run as root"
         )
     facts = processes.read_detailed(pid)
     if facts is None:

@@ -74,6 +74,7 @@ class ProcessFacts:
         user: The name of the effective user, or its number when it has no name.
         masks: None for a zombie.
         netns: Inode of its network namespace, None when hidden.
+        unread_reason: Why what is None was not read; None when it is known to be none.
     """
 
     id: ProcessId
@@ -87,6 +88,7 @@ class ProcessFacts:
     rss_bytes: int | None = None
     masks: SignalMasks | None = None
     netns: int | None = None
+    unread_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,7 @@ class Process:
             was moved in.
         disposition: What the unit's own KillSignal will do to it.
         disposition_reason: Which bits say so, or why it is not known.
+        unread_reason: Why the fields that are None were not read; None when there is nothing.
     """
 
     pid: int
@@ -128,6 +131,7 @@ class Process:
     adopted: bool
     disposition: Disposition
     disposition_reason: str
+    unread_reason: str | None
     container: Container | None
 
 

@@ -67,6 +67,9 @@ class ListedUnit(Unit):
     """A unit in a list: read in one sweep, so only what one sweep gives is filled in.
 
     Attributes:
+        manager: Whose unit it is: "system", "user" for your own manager (``--user``), or the
+            user@UID.service that runs another one.
+        manager_user: The user whose manager it is; None for the system's.
         processes: Number of processes in its cgroup and all sub-cgroups; None when the
             membership could not be read.
         ports: Listening ports its cgroups created, as "8080/tcp", in the order of the numbers;
@@ -74,6 +77,8 @@ class ListedUnit(Unit):
         unread_reason: Why the other fields that are None were not read.
     """
 
+    manager: str
+    manager_user: str | None
     processes: int | None
     ports: tuple[str, ...] | None
     unread_reason: str | None = None

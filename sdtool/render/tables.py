@@ -77,13 +77,17 @@ def state(active_state: str, text: str | None = None) -> Text:
 
 
 def render_units(units: Sequence[ListedUnit]) -> RenderableType:
-    """The table of ``list``; the LOAD column stands only where it says something."""
+    """The table of ``list``; LOAD and MANAGER stand only where they say something."""
+    with_manager = any(unit.manager not in ("system", "user") for unit in units)
+    manager = ("MANAGER",) if with_manager else ()
     with_load = any(unit.load_state != "loaded" for unit in units)
     load = ("LOAD",) if with_load else ()
-    table = new_table("UNIT", *load, "ACTIVE", "SUB", "PROCS", "PORTS", "DESCRIPTION")
+    table = new_table(*manager, "UNIT", *load, "ACTIVE", "SUB", "PROCS", "PORTS", "DESCRIPTION")
     for unit in units:
         load_cell = (Text(unit.load_state, "" if unit.load_state == "loaded" else "red"),)
+        owner = f"user {unit.manager_user}" if unit.manager_user else unit.manager
         table.add_row(
+            *((cell(owner, "dim"),) if with_manager else ()),
             cell(unit.name, "bold red" if unit.active_state == "failed" else ""),
             *(load_cell if with_load else ()),
             state(unit.active_state),
@@ -99,7 +103,9 @@ def summarise_units(units: Sequence[ListedUnit]) -> str:
     """The line below the table, for people."""
     failed = sum(unit.active_state == "failed" for unit in units)
     tail = f", {failed} failed" if failed else ""
-    return f"{count(len(units), 'unit')}{tail}"
+    managers = len({unit.manager for unit in units})
+    of = f" of {managers} managers" if managers > 1 else ""
+    return f"{count(len(units), 'unit')}{of}{tail}"
 
 
 def render_ports(answers: Sequence[PortOwnership]) -> RenderableType:

@@ -14,6 +14,8 @@ JOURNALS = ("/var/log/journal", "/run/log/journal")
 def probe_privileges() -> tuple[bool, str]:
     """Whether other users' descriptors can be seen."""
     uid = os.geteuid()
+    if processes.hides_processes():
+        return False, f"uid {uid} may not see other users' processes: {processes.HIDDEN}"
     if not processes.sees_all_descriptors():
         return False, f"uid {uid} may not see other users' descriptors: {processes.PTRACE_HINT}"
     return True, f"uid {uid} may see every process's descriptors"
@@ -44,7 +46,7 @@ def probe_sock_diag() -> tuple[bool, str]:
 def probe_tracefs() -> tuple[bool, str]:
     """Whether the kernel's own trace could be used."""
     path = Path("/sys/kernel/tracing/instances")
-    if not path.is_dir():
+    if not os.path.ismount(path.parent):
         return False, "not mounted at /sys/kernel/tracing"
     if not os.access(path, os.W_OK):
         return False, "needs root"

@@ -31,6 +31,8 @@ SIGTIMEDWAIT = {
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
 
+HIDDEN = "/proc is mounted with hidepid, and shows it to root alone"
+UNREADABLE = "/proc did not let it be read"
 PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
 
 
@@ -40,11 +42,41 @@ def read_pids() -> tuple[int, ...]:
 
 
 def read_process(pid: int) -> ProcessFacts | None:
-    """The identity, parent, name, state and cgroup of a process; None when it is gone."""
+    """The identity, parent, name, state and cgroup of a process; None when it is gone.
+
+    One that /proc hides is there, and of it nothing is known but its pid.
+    """
     try:
         return parse_stat(_read(f"/proc/{pid}/stat"), read_process_cgroup(pid))
     except OSError:
-        return None
+        return _hidden_process(pid) if is_hidden(pid) else None
+
+
+def _hidden_process(pid: int) -> ProcessFacts:
+    return ProcessFacts(
+        id=ProcessId(pid=pid, start_ticks=0),
+        ppid=0,
+        comm="?",
+        state="?",
+        control_group=None,
+        unread_reason=HIDDEN,
+    )
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether there is such a process, and /proc hides it from us (mount option hidepid).
+
+    kill(2) knows of every process of our pid namespace, whatever /proc shows.
+    """
+    if not hides_processes():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.access(f"/proc/{pid}/stat", os.R_OK)
+    except OSError:
+        return False
+    return False
 
 
 def read_masked(pid: int) -> ProcessFacts | None:
@@ -60,9 +92,21 @@ def read_detailed(pid: int) -> ProcessFacts | None:
         return None
     argv, user, cpu_us, rss_bytes = _read_with_psutil(pid)
     detailed = replace(
-        facts, argv=argv, user=user, cpu_us=cpu_us, rss_bytes=rss_bytes, netns=read_netns(pid)
+        facts,
+        argv=argv,
+        user=user,
+        cpu_us=cpu_us,
+        rss_bytes=rss_bytes,
+        netns=read_netns(pid),
+        unread_reason=facts.unread_reason or _unread_reason(facts.state, user),
     )
     return detailed if read_identity(pid) == facts.id else None
+
+
+def _unread_reason(state: str, user: str | None) -> str | None:
+    if user is not None:
+        return None
+    return "it has ended already" if state in "ZX" else UNREADABLE
 
 
 def read_identity(pid: int) -> ProcessId | None:
@@ -70,7 +114,7 @@ def read_identity(pid: int) -> ProcessId | None:
     try:
         return parse_stat(_read(f"/proc/{pid}/stat"), None).id
     except OSError:
-        return None
+        return _hidden_process(pid).id if is_hidden(pid) else None
 
 
 def is_running(process: ProcessId) -> bool:
@@ -127,6 +171,16 @@ def _read_with_psutil(
         return None, None, None, None
     cpu_us = round((times.user + times.system) * 1_000_000)
     return argv or None, user, cpu_us, memory.rss
+
+
+def read_user_name(uid: int) -> str:
+    """The name of a user, or the number where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def read_netns(pid: int | str) -> int | None:
@@ -251,7 +305,7 @@ def read_socket_inodes(pid: int) -> frozenset[int] | None:
                 if target.startswith("socket:["):
                     inodes.add(int(target[8:-1]))
     except (FileNotFoundError, ProcessLookupError):
-        return frozenset()
+        return None if is_hidden(pid) else frozenset()
     except PermissionError:
         return None
     return frozenset(inodes)
@@ -284,6 +338,8 @@ def read_holders(
                 found.append((inode, ref, process.control_group))
     many = "1 process" if hidden == 1 else f"{hidden} processes"
     reason = f"{many} may not be looked into: {PTRACE_HINT}" if hidden else None
+    if all_pids and hides_processes():
+        reason = f"other users' processes are hidden: {HIDDEN}"
     complete = all_pids and not hidden and not hides_processes()
     return HolderScan(
         by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason

@@ -62,6 +62,34 @@ def test_list_of_nothing_that_matches_exits_5(fake: FakeSystemd, sdtool: Run) ->
     assert (Exit.NO_SUCH_UNIT, [("NoSuchUnit", "b*")]) == (document["exit"], codes(document))
 
 
+def test_list_of_all_managers_is_for_root(fake: FakeSystemd, sdtool: Run) -> None:
+    """And means more than one user's: --user excludes it."""
+    fake.add("a.service")
+    denied = envelope(sdtool("list", "--all-managers", "--json", unprivileged=True))
+    assert (Exit.DENIED, [("AccessDenied", None)]) == (denied["exit"], codes(denied))
+    assert "root" in denied["errors"][0]["hint"]
+    both = envelope(sdtool("list", "--all-managers", "--user", "--json"))
+    assert (Exit.USAGE, [("InvalidArgument", None)]) == (both["exit"], codes(both))
+
+
+def test_list_of_all_managers_keeps_what_answers(fake: FakeSystemd, sdtool: Run) -> None:
+    """A user manager that is not there is an error beside the system's units."""
+    fake.add("a.service", "user@4000000000.service")
+    document = envelope(sdtool("list", "--all-managers", "--json"))
+    assert ("Unavailable", "user@4000000000.service") in codes(document)
+    assert Exit.UNAVAILABLE == document["exit"]
+    assert [("a.service", "system", None)] == [
+        (u["name"], u["manager"], u["manager_user"]) for u in document["data"] if "a." in u["name"]
+    ]
+
+
+def test_list_of_all_managers_that_nothing_matches_exits_5(fake: FakeSystemd, sdtool: Run) -> None:
+    """As for one manager."""
+    fake.add("a.service")
+    document = envelope(sdtool("list", "--all-managers", "b*", "--json"))
+    assert (Exit.NO_SUCH_UNIT, [("NoSuchUnit", "b*")]) == (document["exit"], codes(document))
+
+
 def test_trace_prints_what_it_found_beside_the_error(fake: FakeSystemd, sdtool: Run) -> None:
     """One of two units is unknown: data, error and exit 5."""
     fake.add("a.service")

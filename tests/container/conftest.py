@@ -10,7 +10,7 @@ import pytest
 
 from sdtool.sandbox import Container
 from tests.container.suites import REQUIREMENTS, SUITES
-from tests.container.system import System
+from tests.container.system import Run, System
 
 Boot = Callable[..., System]
 
@@ -39,6 +39,16 @@ def _healthy(suite: str) -> Iterator[System]:
     with Container(suite, requirements=REQUIREMENTS) as container:
         container.log_in()
         yield System(container)
+
+
+@pytest.fixture(scope="module")
+def run(suite: str) -> Iterator[Run]:
+    """Run a command in a system with a second user, where root's password is "secret"."""
+    with Container(suite, requirements=REQUIREMENTS) as container:
+        system = System(container)
+        made = system.shell("echo root:secret | chpasswd; useradd --create-home other")
+        assert 0 == made.status, made.stderr
+        yield system.run
 
 
 @pytest.fixture

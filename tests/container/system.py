@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -37,6 +37,10 @@ class Result:
         """The errors of an envelope."""
         found: list[dict[str, Any]] = json.loads(self.stdout)["errors"]
         return found
+
+
+# (command: Sequence[str], *, user: str = "root", ...)
+Run = Callable[..., Result]
 
 
 class System:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdtool.analysis.membership import list_units
+from sdtool.analysis.membership import SYSTEM, USER, list_units, take_census
 from sdtool.analysis.ownership import join
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import (
@@ -299,4 +299,5 @@ def list_joined(
 ) -> tuple[ListedUnit, ...]:
     """``list_units`` with the listeners joined first, as the host does it."""
     joined = join(listeners, cgroups, None, socket_units, roots)
-    return list_units(units, cgroups.values(), members, joined, roots)
+    census = take_census(cgroups.values(), members, joined, roots)
+    return list_units(units, census, USER if roots.user else SYSTEM)

@@ -61,6 +61,7 @@ UNIT_KEYS = (
 PROCESS_KEYS = (
     *("pid", "start_ticks", "ppid", "comm", "argv", "user", "state", "role", "control_group"),
     *("cpu_us", "rss_bytes", "adopted", "disposition", "disposition_reason", "container"),
+    *("unread_reason",),
 )
 SOCKET_KEYS = (
     *("family", "protocol", "type", "address", "port", "path", "state", "inode", "uid"),

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.analysis.membership import build_processes, explain_process, role_of
+from sdtool.analysis.membership import (
+    build_processes,
+    explain_process,
+    list_units,
+    role_of,
+    take_census,
+)
+from sdtool.analysis.ownership import join, name_socket_units
 from sdtool.model.process import Disposition, ProcessRef, Role
 from sdtool.model.sockets import ListenAddress, SocketUnit
 from sdtool.model.unit import ListedUnit, ManagerRoots, UnitDetails
@@ -130,6 +137,45 @@ def test_listed_unit_of_a_user_manager_is_told_from_the_systems() -> None:
     found = listed(ROOTS, "app.service", "user@0.service")
     assert (0, ()) == (found["app.service"].processes, found["app.service"].ports)
     assert ("8000/tcp",) == found["user@0.service"].ports
+
+
+def test_census_counts_the_units_of_every_manager_at_once() -> None:
+    """A user's unit has its own count, and is counted to the system's user@0.service too."""
+    paths = ("/", USER_MANAGER, f"{USER_MANAGER}/app.slice", APP, GROUP)
+    found = take_census(paths, {GROUP: (1,), APP: (2, 3)}, (), ROOTS)
+    assert {
+        ("system", "-.slice"): 3,
+        ("system", "system.slice"): 1,
+        ("system", UNIT): 1,
+        ("system", "user.slice"): 2,
+        ("system", "user-0.slice"): 2,
+        ("system", "user@0.service"): 2,
+        ("user@0.service", "-.slice"): 2,
+        ("user@0.service", "app.slice"): 2,
+        ("user@0.service", "app.service"): 2,
+    } == found.processes
+    assert APP == found.groups["user@0.service", "app.service"]
+    assert USER_MANAGER == found.groups["user@0.service", "-.slice"]
+
+
+def test_listed_units_of_two_managers_share_no_name() -> None:
+    """A unit of the same name counts for the manager that it is asked of."""
+    census = take_census((APP,), {APP: (2, 3)}, (), ROOTS)
+    asked = (("system", None), ("user@0.service", "root"))
+    rows = [list_units([unit("app.service")], census, *one)[0] for one in asked]
+    assert [("system", None, 0), ("user@0.service", "root", 2)] == [
+        (found.manager, found.manager_user, found.processes) for found in rows
+    ]
+
+
+def test_socket_of_a_user_manager_is_its_socket_units() -> None:
+    """Only the manager that made a socket says which of its units it is for."""
+    cgroups = {7: f"{USER_MANAGER}/init.scope"}
+    (made,) = join([row(port=18, cgroup_id=7)], cgroups, None, (), ROOTS)
+    assert ["odd.socket", None] == [
+        name_socket_units([made], manager, [SOCKET_UNIT])[0].socket_unit
+        for manager in ("user@0.service", "user@1.service")
+    ]
 
 
 def test_listed_user_unit_is_the_user_managers() -> None:

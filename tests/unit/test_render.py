@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from sdtool.analysis.membership import build_processes, explain_process
+from sdtool.analysis.membership import build_processes, explain_process, list_units, take_census
 from sdtool.analysis.ownership import judge_port, name_listeners
 from sdtool.model.facility import Facility
 from sdtool.model.process import ProcessRef
@@ -90,6 +90,19 @@ def timeline(*events: Event, **options: Any) -> str:
 
 
 # Tables --------------------------------------------------------------------------------------
+
+
+def test_list_of_several_managers_says_whose_each_unit_is() -> None:
+    """By the user's name; with one manager there is nothing to say."""
+    census = take_census((), {}, (), ROOTS)
+    own = list_units([unit()], census, "system")
+    rows = (*own, *list_units([unit()], census, "user@7.service", "ann"))
+    head, first, second = printed(render_units(rows)).splitlines()
+    assert ["MANAGER", "UNIT"] == head.split()[:2]
+    assert ["system", UNIT] == first.split()[:2]
+    assert ["user", "ann", UNIT] == second.split()[:3]
+    assert "MANAGER" not in printed(render_units(own))
+    assert "2 units of 2 managers" == summarise_units(rows)
 
 
 def test_list_has_processes_and_ports() -> None:

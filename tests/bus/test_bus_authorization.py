@@ -1,0 +1,195 @@
+"""Stops that polkit decides about: who is asked, when, and what a refusal says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from dbus_next.constants import MessageFlag
+from fake_systemd import FakeSystemd
+
+from sdtool.errors import AccessDenied, DeadlineExceeded, Exit
+from sdtool.host import Host, StopOptions
+from sdtool.model.answer import Answer
+from sdtool.model.stop import EventKind, StopReport, Verdict
+from sdtool.sources import bus
+
+SOON_S = 8.0
+NEEDS_PERSON = (
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+    "Interactive authentication required.",
+)
+DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
+
+
+class Person:
+    """Answers polkit's questions: after a moment the manager lets the stop happen, or not."""
+
+    def __init__(
+        self, fake: FakeSystemd, *, after_s: float = 0.0, error: tuple[str, str] | None = None
+    ) -> None:
+        self.asked: list[str] = []
+        self._fake, self._after_s, self._error = fake, after_s, error
+
+    @contextlib.asynccontextmanager
+    async def asking(self, unit: str) -> AsyncIterator[None]:
+        """What the command line does with an agent."""
+        self.asked.append(unit)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._after_s):
+                await asyncio.Event().wait()  # they type
+        if self._error is None:
+            del self._fake.errors["StopUnit"]
+        else:
+            self._fake.errors["StopUnit"] = self._error
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _unprivileged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+
+
+async def stop(
+    person: Person | None = None, options: StopOptions | None = None
+) -> Answer[StopReport]:
+    """Stop a.service, with a person who can be asked or without."""
+    options = options or StopOptions(interactive=person is not None)
+    async with asyncio.timeout(SOON_S), Host() as host:
+        return await host.stop(["a"], options, asking=person.asking if person else None)
+
+
+def refusal(answer: Answer[StopReport]) -> tuple[str, str]:
+    """The sentence and the hint of a refusal, which names the unit and the action."""
+    (error,) = answer.errors
+    assert isinstance(error, AccessDenied)
+    assert (Exit.DENIED, "AccessDenied", "a.service") == (error.exit, error.code, error.subject)
+    assert {"a.service", "org.freedesktop.systemd1.manage-units"} <= set(
+        str(error).replace(",", " ").replace(":", " ").rstrip(".").split()
+    )
+    return str(error), error.hint or ""
+
+
+async def test_nobody_is_asked_where_a_rule_allows_it(fake: FakeSystemd) -> None:
+    """One call, without the flag: no agent is started for nothing."""
+    fake.add("a.service")
+    person = Person(fake)
+    (report,) = (await stop(person)).data
+    assert (Verdict.CLEAN, []) == (report.verdict, person.asked)
+    assert [False] == flags(fake)
+
+
+async def test_nobody_is_asked_where_a_rule_forbids_it(fake: FakeSystemd) -> None:
+    """A password would not help."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = DENIED
+    person = Person(fake)
+    sentence, hint = refusal(await stop(person))
+    assert ([], True, True) == (person.asked, "rules" in sentence, "rules.d" in hint)
+
+
+async def test_person_is_asked_where_the_manager_needs_one(fake: FakeSystemd) -> None:
+    """A second call, with the flag, while an agent is there."""
+    fake.add("a.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake)
+    (report,) = (await stop(person)).data
+    assert (Verdict.CLEAN, ["a.service"]) == (report.verdict, person.asked)
+    assert [False, True] == flags(fake)
+
+
+def flags(fake: FakeSystemd) -> list[bool]:
+    """Whether polkit could ask, for each StopUnit."""
+    calls = [call for call in fake.calls if call.member == "StopUnit"]
+    return [bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION) for call in calls]
+
+
+async def test_time_of_the_question_is_not_the_stops(fake: FakeSystemd) -> None:
+    """Neither its duration nor its deadline, and nothing happened before the request."""
+    fake.add("a.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    options = StopOptions(interactive=True, deadline_s=0.5)
+    answer = await stop(Person(fake, after_s=0.8), options)
+    (report,) = answer.data
+    assert ((), True) == (answer.errors, report.duration_us < 400_000)
+    times = [e.at_us for e in report.events if e.kind is EventKind.STATE]
+    assert report.requested_us <= min(times)
+
+
+async def test_deadline_counts_from_the_job(fake: FakeSystemd) -> None:
+    """It passes all the same once the person has answered."""
+    fake.add("a.service", stop="hangs")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    options = StopOptions(interactive=True, deadline_s=0.4)
+    (error,) = (await stop(Person(fake, after_s=0.6), options)).errors
+    assert isinstance(error, DeadlineExceeded)
+    assert "is still stopping after 0.4 s" in str(error)
+
+
+async def test_question_that_nobody_answers_ends(
+    fake: FakeSystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a deadline of its own, and says so."""
+    monkeypatch.setattr(bus, "INTERACTIVE_TIMEOUT_S", 0.3)
+    fake.add("a.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake)
+
+    @contextlib.asynccontextmanager
+    async def asking(unit: str) -> AsyncIterator[None]:
+        fake.silent.add("StopUnit")
+        yield
+
+    person.asking = asking  # type: ignore[method-assign]
+    assert "nobody gave it within" in refusal(await stop(person))[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence", "hint"),
+    [
+        (("masked", "inactive", "dead"), "masked", "unmask"),
+        (("not-found", "inactive", "dead"), "not installed", "install"),
+        (("loaded", "failed", "failed"), "does not run", "systemctl status"),
+        (("loaded", "active", "running"), "rules do not give it", "rules.d"),
+    ],
+)
+async def test_refusal_says_who_refused(
+    fake: FakeSystemd, state: tuple[str, str, str], sentence: str, hint: str
+) -> None:
+    """The manager's word is the same for all of them; polkit's unit tells them apart."""
+    fake.add("a.service")
+    load_state, active_state, sub_state = state
+    fake.add(
+        "polkit.service", load_state=load_state, active_state=active_state, sub_state=sub_state
+    )
+    fake.errors["StopUnit"] = DENIED
+    said, advice = refusal(await stop())
+    assert (True, True, True) == (sentence in said, hint in advice, "root" in advice)
+
+
+async def test_refusal_after_a_question_says_what_became_of_it(fake: FakeSystemd) -> None:
+    """No agent at all is another thing than a wrong password."""
+    fake.add("a.service", "polkit.service")
+    said = []
+    for error in (DENIED, NEEDS_PERSON):
+        fake.errors["StopUnit"] = NEEDS_PERSON
+        said.append(refusal(await stop(Person(fake, error=error)))[0])
+    assert ["authentication failed" in said[0], "no polkit agent" in said[1]] == [True, True]
+
+
+async def test_refusal_without_a_question_says_how_to_be_asked(fake: FakeSystemd) -> None:
+    """In a script, and with --no-ask-password."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    sentence, hint = refusal(await stop())
+    assert (True, True) == ("nobody was asked" in sentence, "on a terminal" in hint)
+
+
+async def test_frozen_polkit_does_not_hold_the_stop_up(fake: FakeSystemd) -> None:
+    """The manager answers everything but the stop."""
+    fake.add("a.service", "polkit.service")
+    fake.silent.add("StopUnit")
+    assert "polkit does not answer within 4 s" in refusal(await stop())[0]

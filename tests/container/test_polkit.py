@@ -1,0 +1,275 @@
+"""Who may stop a unit: polkit asks on a terminal, its refusals are explained, and what is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tests.container.system import Run
+
+SDTOOL = ("sdtool",)
+
+VICTIM = "victim.service"
+ACTION = "org.freedesktop.systemd1.manage-units"
+RULE = "/etc/polkit-1/rules.d/50-sdtool-test.rules"
+
+ON_TERMINAL = """\
+import json, os, pty, re, select, signal, subprocess, sys, termios, time
+command, steps = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+ours, theirs = pty.openpty()
+before = termios.tcgetattr(theirs)
+
+def login():
+    # A shell keeps the session alive when its command is interrupted.
+    os.login_tty(theirs)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    child = subprocess.Popen(command, preexec_fn=heed)
+    os.write(ready, b"%d\\n" % child.pid)
+    os._exit(child.wait() & 0xFF)
+
+told, ready = os.pipe()
+shell = os.fork()
+if shell == 0:
+    login()
+pid = int(os.read(told, 32))
+text, place, deadline = b"", 0, time.monotonic() + 40
+while True:
+    found = re.search(rb"[Pp]assword: ", text[place:])
+    if steps and found:
+        place += found.end()
+        # pkttyagent asks before it has switched the echo off.
+        while termios.tcgetattr(theirs)[3] & termios.ECHO and time.monotonic() < deadline:
+            time.sleep(0.01)
+        step = steps.pop(0)
+        if isinstance(step, int):
+            os.kill(pid, step)
+        else:
+            os.write(ours, step.encode())
+    if select.select([ours], [], [], 0.05)[0]:
+        text += os.read(ours, 65536)
+        continue
+    ended, status = os.waitpid(shell, os.WNOHANG)
+    if ended or time.monotonic() > deadline:
+        break
+agents = subprocess.run(["pgrep", "-x", "pkttyagent"], stdout=subprocess.PIPE).stdout.decode()
+print(json.dumps({
+    "status": os.waitstatus_to_exitcode(status) if ended else None,
+    "text": text.decode(errors="replace"),
+    "restored": termios.tcgetattr(theirs) == before,
+    "agents": agents.split(),
+}))
+"""
+"""Runs a command on a terminal, answers its prompts, and tells what is left afterwards."""
+
+
+def on_terminal(
+    run: Run, command: Sequence[str], *steps: str | int, session: bool = True
+) -> dict[str, Any]:
+    """Run a command as tester on a terminal, in a login session as ssh would make one.
+
+    Args:
+        steps: What to do at each password prompt: text to type, or a signal for the command.
+    """
+    asked = ["python3", "-c", ON_TERMINAL, json.dumps(list(command)), json.dumps(steps)]
+    pam = ["--property=PAMName=login"] if session else []
+    # The manager would expand what looks like a variable.
+    argv = [word.replace("$", "$$") for word in asked]
+    ran = run(["systemd-run", "-q", "--pipe", "--wait", "--collect", "--uid=tester", *pam, *argv])
+    return dict(json.loads(ran.stdout))
+
+
+def start_victim(run: Run) -> None:
+    """Have a unit to stop."""
+    run(["systemctl", "reset-failed", VICTIM])
+    if run(["systemctl", "is-active", VICTIM]).stdout.strip() != "active":
+        begun = run(["systemd-run", "-q", "--collect", f"--unit={VICTIM}", "sleep", "1000"])
+        assert 0 == begun.status, begun.stderr
+
+
+def is_active(run: Run) -> bool:
+    """Whether the victim still runs."""
+    return run(["systemctl", "is-active", VICTIM]).stdout.strip() == "active"
+
+
+def write_rule(run: Run, result: str) -> None:
+    """Have polkit say YES or NO to tester."""
+    rule = (
+        "polkit.addRule(function(action, subject) {"
+        f'if (action.id == "{ACTION}" && subject.user == "tester")'
+        f"return polkit.Result.{result}; }});"
+    )
+    write = f"mkdir -p ${{0%/*}} && printf %s '{rule}' > $0 && chmod 644 $0"
+    assert 0 == run(["sh", "-c", write, RULE]).status
+    run(["systemctl", "restart", "polkit.service"])
+
+
+def remove_rule(run: Run) -> None:
+    """Have polkit decide as it does by default."""
+    run(["rm", "-f", RULE])
+    run(["systemctl", "restart", "polkit.service"])
+
+
+def stop_as_tester(run: Run) -> dict[str, Any]:
+    """``sdtool stop --json`` without a terminal: the envelope."""
+    return dict(json.loads(run([*SDTOOL, "stop", VICTIM, "--json"], user="tester").stdout))
+
+
+def require_refusal(document: dict[str, Any], words: str, hint: str) -> None:
+    """Exit 4, AccessDenied, one sentence with unit and action, and what would lift it."""
+    (error,) = document["errors"]
+    assert (4, [], "AccessDenied", VICTIM) == (
+        document["exit"],
+        document["data"],
+        error["code"],
+        error["subject"],
+    )
+    for expected in (VICTIM, ACTION, words):
+        assert expected in error["message"]
+    assert hint in error["hint"]
+    assert "root" in error["hint"]
+
+
+# On a terminal -------------------------------------------------------------------------------
+
+
+def test_password_on_a_terminal_stops_the_unit(run: Run) -> None:
+    """Exit 0 and a clean verdict; the prompt stood alone, and nothing of it is left."""
+    start_victim(run)
+    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], "secret\n")
+    assert (0, True, []) == (told["status"], told["restored"], told["agents"]), told
+    assert "secret" not in told["text"]
+    assert "clean" in told["text"].rpartition("COMPLETE")[2]
+    assert not is_active(run)
+
+
+def test_wrong_password_exits_4(run: Run) -> None:
+    """And so does an end of file."""
+    start_victim(run)
+    for typed in ("wrong\n", "\x04"):
+        told = on_terminal(run, [*SDTOOL, "stop", VICTIM], typed)
+        assert (4, True, []) == (told["status"], told["restored"], told["agents"]), told
+        assert "dismissed, or the authentication failed" in told["text"]
+    assert is_active(run)
+
+
+def test_interrupt_at_the_prompt_restores_the_terminal(run: Run) -> None:
+    """Ctrl-C, SIGTERM and SIGHUP: 130, and it does not say that a job goes on."""
+    start_victim(run)
+    for step in ("\x03", 15, 1):
+        told = on_terminal(run, [*SDTOOL, "stop", VICTIM], step)
+        assert (130, True, []) == (told["status"], told["restored"], told["agents"]), told
+        assert f"Interrupted before {VICTIM} was authorized" in told["text"]
+        assert "goes on" not in told["text"]
+    assert is_active(run)
+
+
+def test_sigkill_at_the_prompt_leaves_no_agent(run: Run) -> None:
+    """The agent dies with its parent."""
+    start_victim(run)
+    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], 9)
+    assert ([], True) == (told["agents"], is_active(run)), told
+
+
+def test_nobody_is_asked_unless_wanted(run: Run) -> None:
+    """--no-ask-password, and a terminal outside every login session."""
+    start_victim(run)
+    told = on_terminal(run, [*SDTOOL, "stop", VICTIM, "--no-ask-password"])
+    assert (4, True) == (told["status"], "nobody was asked" in told["text"]), told
+    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], session=False)
+    assert (4, True) == (told["status"], "no polkit agent could ask" in told["text"]), told
+
+
+# Without one ---------------------------------------------------------------------------------
+
+
+def test_no_terminal_is_refused(run: Run) -> None:
+    """With what would lift it."""
+    start_victim(run)
+    require_refusal(stop_as_tester(run), "nobody was asked", "on a terminal")
+
+
+def test_rules_decide(run: Run) -> None:
+    """NO is a refusal that names the rules; YES lets tester stop it."""
+    start_victim(run)
+    try:
+        write_rule(run, "NO")
+        require_refusal(stop_as_tester(run), "rules", "rules.d")
+        write_rule(run, "YES")
+        document = stop_as_tester(run)
+        assert (0, ["clean"]) == (document["exit"], [r["verdict"] for r in document["data"]])
+    finally:
+        remove_rule(run)
+
+
+def test_masked_polkit_is_named(run: Run) -> None:
+    """By dbus-daemon and dbus-broker alike."""
+    start_victim(run)
+    try:
+        run(["systemctl", "mask", "--runtime", "--now", "polkit.service"])
+        require_refusal(stop_as_tester(run), "polkit is masked", "unmask")
+    finally:
+        run(["systemctl", "unmask", "--runtime", "polkit.service"])
+
+
+def test_missing_polkit_is_named(run: Run) -> None:
+    """Neither its unit nor its bus name."""
+    start_victim(run)
+    files = (
+        "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service",
+        "/usr/lib/systemd/system/polkit.service",
+    )
+    reload = (
+        "systemctl daemon-reload; busctl call org.freedesktop.DBus /org/freedesktop/DBus "
+        "org.freedesktop.DBus ReloadConfig"
+    )
+    try:
+        hide = "; ".join(f"mv {file} {file}.hidden" for file in files)
+        run(["sh", "-c", f"systemctl stop polkit; {hide}; {reload}"])
+        require_refusal(stop_as_tester(run), "polkit is not installed", "install")
+    finally:
+        run(["sh", "-c", "; ".join(f"mv {f}.hidden {f}" for f in files) + f"; {reload}"])
+
+
+def test_frozen_polkit_does_not_hang(run: Run) -> None:
+    """Refused after some seconds; what was asked for dies with the connection."""
+    start_victim(run)
+    write_rule(run, "YES")
+    main_pid = ["systemctl", "show", "-p", "MainPID", "--value", "polkit.service"]
+    pid = run(main_pid).stdout.strip()
+    assert int(pid) > 0
+    try:
+        run(["kill", "-STOP", pid])
+        require_refusal(stop_as_tester(run), "polkit does not answer", "status polkit")
+    finally:
+        run(["kill", "-CONT", pid])
+        remove_rule(run)
+    assert is_active(run)
+
+
+# What another user reads ---------------------------------------------------------------------
+
+
+def test_tester_reads_roots_units(run: Run) -> None:
+    """All of a process but its descriptors; with hidepid nothing but that it is there."""
+    start_victim(run)
+    trace = [*SDTOOL, "trace", VICTIM, "--json"]
+    (open_,) = json.loads(run(trace, user="tester").stdout)["data"]
+    (process,) = open_["processes"]
+    assert (["sleep", "1000"], "root", None) == (
+        [process["argv"][0].rpartition("/")[2], *process["argv"][1:]],
+        process["user"],
+        process["unread_reason"],
+    )
+    assert None not in (process["cpu_us"], process["rss_bytes"])
+    assert "unknown" == process["disposition"]
+    hide = ["systemd-run", "-q", "--pipe", "--wait", "--collect", "--uid=tester"]
+    for mode in ("invisible", "noaccess"):
+        hidden_run = [*hide, f"--property=ProtectProc={mode}"]
+        (hidden,) = json.loads(run([*hidden_run, *trace]).stdout)["data"]
+        (seen,) = hidden["processes"]
+        assert (process["pid"], None, None) == (seen["pid"], seen["argv"], seen["user"])
+        assert "hidepid" in seen["unread_reason"]
+        document = json.loads(run([*hidden_run, *SDTOOL, "pid", "1", "--json"]).stdout)
+        assert (4, "AccessDenied") == (document["exit"], document["errors"][0]["code"])
