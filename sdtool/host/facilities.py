@@ -11,6 +11,7 @@ from sdtool.model.facility import Facility
 from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
+from sdtool.sources.systemd import POLKIT
 
 Probe = Callable[[], tuple[bool, str]]
 
@@ -61,7 +62,11 @@ async def read_facilities(session: Session) -> tuple[Facility, ...]:
             "nothing that is answered yet",
         ),
     )
-    return (*await _probe_manager(session), *(_facility(*one) for one in asked))
+    return (
+        *await _probe_manager(session),
+        await _probe_authorization(session),
+        *(_facility(*one) for one in asked),
+    )
 
 
 def _facility(name: str, probe: Probe, gives: str, costs: str) -> Facility:
@@ -98,6 +103,21 @@ async def _probe_manager(session: Session) -> tuple[Facility, ...]:
         _facility("bus", lambda: (over_bus, way), bus, _cost_of_bus(session.scope)),
         _facility("manager", lambda: (True, where + through), manager, ""),
     )
+
+
+async def _probe_authorization(session: Session) -> Facility:
+    gives = "stops of units"
+    if os.geteuid() == 0 or session.scope is Scope.USER:
+        who = "root" if os.geteuid() == 0 else "its own user"
+        return _facility(
+            "polkit", lambda: (True, f"not asked: the manager obeys {who}"), gives, ""
+        )
+    try:
+        (unit,) = await (await session.manager()).list_named([POLKIT])
+    except SdtoolError as error:
+        reason = _sentence(error)
+        return _facility("polkit", lambda: (False, reason), gives, "no stop can be asked for")
+    return _facility("polkit", lambda: probes.probe_polkit(unit), gives, "every stop is refused")
 
 
 def _cost_of_bus(scope: Scope) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+from sdtool.model.unit import Unit
 from sdtool.sources import processes, sockets
 from sdtool.sources.cgroups import CgroupMount
 
@@ -19,6 +21,19 @@ def probe_privileges() -> tuple[bool, str]:
     if not processes.sees_all_descriptors():
         return False, f"uid {uid} may not see other users' descriptors: {processes.PTRACE_HINT}"
     return True, f"uid {uid} may see every process's descriptors"
+
+
+def probe_polkit(unit: Unit) -> tuple[bool, str]:
+    """Whether polkit can be asked to allow a stop.
+
+    Args:
+        unit: polkit.service; it runs only while somebody needs it.
+    """
+    if unit.load_state != "loaded" and unit.active_state != "active":
+        return False, f"{unit.name} is {unit.load_state}: only root may stop units"
+    if shutil.which("pkttyagent") is None:
+        return True, "asked for every stop; without pkttyagent not for a password on a terminal"
+    return True, "asked for every stop; for a password on a terminal, where its rules want one"
 
 
 def probe_proc() -> tuple[bool, str]:

@@ -209,6 +209,9 @@ def test_masked_polkit_is_named(run: Run) -> None:
     try:
         run(["systemctl", "mask", "--runtime", "--now", "polkit.service"])
         require_refusal(stop_as_tester(run), "polkit is masked", "unmask")
+        told = json.loads(run([*SDTOOL, "doctor", "--json"], user="tester").stdout)["data"]
+        polkit = next(row for row in told if row["facility"] == "polkit")
+        assert (False, True) == (polkit["available"], "masked" in polkit["reason"])
     finally:
         run(["systemctl", "unmask", "--runtime", "polkit.service"])
 
