@@ -16,6 +16,7 @@ from dataclasses import replace
 from sdtool.analysis.phases import is_kill_phase, roles_signalled, signal_of
 from sdtool.model.process import Role
 from sdtool.model.stop import (
+    INFINITY,
     Event,
     EventKind,
     EventSource,
@@ -67,7 +68,9 @@ def build(record: StopRecord) -> StopReport:
         duration_us=0 if record.already_inactive else record.ended_us - record.requested_us,
         events=events,
         job_result=record.job_result,
+        job_result_reason=record.job_result_reason,
         result=record.result,
+        result_reason=record.result_reason,
         active_state=record.active_state,
         verdict=verdict,
         verdict_reason=reason,
@@ -119,9 +122,14 @@ def infer_phase(
         events: All so far; best asked a moment after the phase began, when the exits that it
             caused are among them.
     """
-    before = [e for e in events if e.kind is EventKind.STATE and e.at_us < state.at_us]
+    before = [e for e in states_of(events) if e.at_us < state.at_us]
     last = max(before, key=lambda event: event.at_us, default=None)
     timeout = _infer_timeout(last, state) if last is not None else None
+    hidden = _infer_hidden(policy, last, state, timeout, processes, events)
+    if hidden is not None:
+        sent = infer_phase(policy, hidden, processes, events, requested_us)
+        rest = infer_phase(policy, state, processes, (*events, hidden), requested_us)
+        return (*sent, hidden, *rest)
     if timeout is not None and timeout.at_min_us is not None:
         since = timeout.at_min_us
     else:
@@ -140,6 +148,77 @@ def infer_phase(
     if timeout is None:
         return sent
     return (replace(timeout, at_us=min(e.at_us for e in (timeout, *sent))), *sent)
+
+
+def states_of(events: Iterable[Event]) -> list[Event]:
+    """The state events by time, each with the limit that held at its end: a reload can move it."""
+    states: list[Event] = []
+    for event in sort_events(events):
+        if event.kind is EventKind.STATE:
+            states.append(event)
+        elif event.kind is EventKind.GAP and event.limit_us is not None and states:
+            states[-1] = replace(states[-1], limit_us=event.limit_us, then=event.then)
+    return states
+
+
+def _infer_hidden(
+    policy: StopPolicy,
+    last: Event | None,
+    state: Event,
+    timeout: Event | None,
+    processes: Sequence[WatchedProcess],
+    events: Sequence[Event],
+) -> Event | None:
+    """The phase of the final signal that was passed through while the manager was out of reach."""
+    if last is None or timeout is None or timeout.at_min_us is None:
+        return None
+    phase = f"{(last.sub_state or '').rpartition('-')[0]}-sigkill"
+    roles = roles_signalled(policy, phase)
+    exits, own = exits_by_pid(events), _group_by_pid(events)
+    ended = [
+        exits[process.pid].at_us
+        for process in processes
+        if process.role in roles
+        and process.pid in exits
+        and timeout.at_min_us <= exits[process.pid].at_us <= state.at_us + EXIT_LAG_US
+        and not isinstance(_status(own[process.pid]), ExitCode)
+    ]
+    unseen = any(since <= state.at_us <= until for since, until in _unseen(events))
+    was_due = last.then == policy.final_kill_signal and not is_kill_phase(state.sub_state or "")
+    if not (ended and unseen and was_due):
+        return None
+    return replace(
+        state,
+        at_us=min(*ended, state.at_us - 1),
+        at_min_us=timeout.at_min_us,
+        at_max_us=state.at_us,
+        evidence=Evidence.INFERRED,
+        active_state=last.active_state,
+        sub_state=phase,
+        result="timeout",
+        limit_us=None,
+        then=None,
+    )
+
+
+def _unseen(events: Iterable[Event]) -> list[tuple[int, int]]:
+    """Times in which the unit went through phases that nobody told.
+
+    Where its state at the end of a gap is still that of before, nothing was missed.
+    """
+    kinds = (EventKind.STATE, EventKind.GAP)
+    events = [event for event in events if event.kind in kinds]
+    spans = []
+    for gap in (event for event in events if event.kind is EventKind.GAP):
+        since = gap.at_us if gap.at_min_us is None else gap.at_min_us
+        missed = [
+            event.at_us
+            for event in events
+            if event.kind is EventKind.STATE and since <= event.at_us <= gap.at_us
+        ]
+        if missed:
+            spans.append((since - SIGNAL_LEAD_US, max(missed) + EXIT_LAG_US))
+    return spans
 
 
 def _infer_timeout(last: Event, state: Event) -> Event | None:
@@ -310,7 +389,7 @@ def _killed_by_manager(
     if exited is None:
         if any(survivor.pid == process.pid for survivor in record.survivors):
             return False, "it still runs"
-        return _unread_status(process, record)
+        return _unread_status(process, record, None)
     if status is not None and not _ended_by(status, SIGKILL):
         return False, _plain_end(status)
     killing = _kill_before(exited.at_us, own)
@@ -318,7 +397,7 @@ def _killed_by_manager(
         how = "ended by" if status is not None else "gone right after"
         return True, f"{how} SIGKILL, which the manager had sent"
     if status is None:
-        return _unread_status(process, record)
+        return _unread_status(process, record, exited.at_us)
     return _unexplained_kill(process, exited.at_us, record)
 
 
@@ -333,13 +412,15 @@ def _unexplained_kill(
         return True, "ended by SIGKILL when the time for the stop signal had run out"
     if _kills_rest(policy) and process.role is not Role.MAIN:
         return _unexplained_mixed_kill(exit_us, record)
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+        return None, "ended by SIGKILL while the manager was out of reach: its own or another's"
     return False, "ended by SIGKILL, but the manager was in no phase that sends it"
 
 
 def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | None, str]:
     """KillMode=mixed kills in a phase so short that it may not be told, after ExecStopPost=."""
     main_exit = _main_exit(record) or 0
-    states = [event for event in sort_events(record.events) if event.kind is EventKind.STATE]
+    states = states_of(record.events)
     after_post = [
         following.at_us
         for state, following in itertools.pairwise(states)
@@ -360,9 +441,25 @@ def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
         isinstance(event.limit_us, int)
         and (event.sub_state or "").endswith(("-sigterm", "-watchdog"))
         and exit_us >= event.at_us + event.limit_us - min(TIMER_LEAD_US, event.limit_us // 2)
-        for event in events
-        if event.kind is EventKind.STATE
+        for event in states_of(events)
     )
+
+
+def _may_be_unseen(at_us: int | None, policy: StopPolicy, record: StopRecord) -> bool:
+    """Whether SIGKILL may have been sent in a phase that nobody told; None is a moment unknown.
+
+    No phase sends it before a limit has passed since the last phase that was told.
+    """
+    if policy.timeout_stop_us == INFINITY:
+        return False
+    states = states_of(record.events)
+    for since, until in _unseen(record.events):
+        end = until if at_us is None else at_us
+        told = max((s.at_us for s in states if s.at_us < since), default=record.requested_us)
+        due = max(told, record.requested_us) + policy.timeout_stop_us - TIMER_LEAD_US
+        if since <= end <= until and end >= due:
+            return True
+    return False
 
 
 def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
@@ -382,7 +479,9 @@ def _kill_before(exit_us: int, own: Iterable[Event]) -> int | None:
     return None
 
 
-def _unread_status(process: WatchedProcess, record: StopRecord) -> tuple[bool | None, str]:
+def _unread_status(
+    process: WatchedProcess, record: StopRecord, exit_us: int | None
+) -> tuple[bool | None, str]:
     """An end that nobody saw is only in doubt where the manager may have sent its SIGKILL."""
     policy = record.policy
     if policy is None:
@@ -393,6 +492,8 @@ def _unread_status(process: WatchedProcess, record: StopRecord) -> tuple[bool | 
     unseen = "its wait status could not be read"
     if rest_killed or (kill_sent and _may_kill(policy, process)):
         return None, f"{unseen}, and the manager may have sent it SIGKILL"
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+        return None, f"{unseen}, and the manager was out of reach"
     return False, f"{unseen}, but the manager sent it no SIGKILL"
 
 
@@ -430,7 +531,7 @@ def _judge(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, s
         return Verdict.KILLED, _killed_reason(record, killed)
     if failure := _failure(record):
         return Verdict.FAILED, failure
-    if unknown := _unknown(fates):
+    if unknown := _unknown(record, fates):
         return Verdict.UNKNOWN, unknown
     return Verdict.CLEAN, _clean_reason(fates)
 
@@ -448,6 +549,9 @@ def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
 def _failure(record: StopRecord) -> str | None:
     if record.job_result in FAILED_JOBS:
         return f"The stop job ended as {record.job_result}; the unit is {record.active_state}."
+    if record.job_result is None and not record.started_again and _is_up(record):
+        why = record.job_result_reason or "its end was not told"
+        return f"The stop job is gone and the unit is {record.active_state}: {why}."
     timeouts = [event for event in record.events if event.kind is EventKind.TIMEOUT]
     if record.result == "timeout" and timeouts:
         return f"The phase {timeouts[0].sub_state} ran out of its time (Result=timeout)."
@@ -461,7 +565,13 @@ def _failure(record: StopRecord) -> str | None:
     return None
 
 
-def _unknown(fates: Sequence[ProcessFate]) -> str | None:
+def _is_up(record: StopRecord) -> bool:
+    return record.active_state not in ("inactive", "failed")
+
+
+def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
+    if record.result_reason is not None:
+        return f"Whether it failed is not known: {record.result_reason}."
     hidden = [fate for fate in fates if fate.killed_by_manager is None]
     if hidden:
         names = _names((fate.pid, fate.comm) for fate in hidden)

@@ -2,7 +2,7 @@
 
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
 methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping`` with
-``stopwatch``, ``members`` and ``eventlog``, ``facilities``.
+``stopwatch``, ``contact``, ``observers``, ``members`` and ``eventlog``, ``facilities``.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:

@@ -16,7 +16,7 @@ from sdtool.host.stopwatch import StopWatch
 from sdtool.model.scope import Scope
 from sdtool.model.unit import Unit
 from sdtool.sources.bus import CALL_TIMEOUT_S, INTERACTIVE_TIMEOUT_S, NoAnswer
-from sdtool.sources.systemd import (
+from sdtool.sources.messages import (
     AUTHORIZATION_REQUIRED,
     MANAGE_UNITS,
     ONLY_BY_DEPENDENCY,
@@ -59,7 +59,8 @@ def _is_polkits(session: Session, error: SdtoolError) -> bool:
 
 
 def _is_silence(error: SdtoolError) -> bool:
-    return isinstance(error, Unavailable) and isinstance(error.__cause__, NoAnswer)
+    cause = error.__cause__
+    return isinstance(error, Unavailable) and isinstance(cause, NoAnswer) and cause.silent
 
 
 def _needs_person(error: SdtoolError) -> bool:

@@ -10,8 +10,8 @@ from sdtool.host.session import Session
 from sdtool.model.facility import Facility
 from sdtool.model.scope import Scope
 from sdtool.sources import probes
+from sdtool.sources.messages import POLKIT
 from sdtool.sources.pidfds import probe_exit_info
-from sdtool.sources.systemd import POLKIT
 
 Probe = Callable[[], tuple[bool, str]]
 

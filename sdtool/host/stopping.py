@@ -15,21 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdtool.analysis import phases, protection, timeline
-from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError, Unavailable
+from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError
+from sdtool.host import contact
 from sdtool.host.asking import split
 from sdtool.host.authorization import Asking, request_stop
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import ENDED, StopWatch
 from sdtool.model.answer import Answer
-from sdtool.model.manager import ConnectionLost, ManagerReloading, ManagerSignal
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
 from sdtool.sources.systemd import Manager
 
 RESCAN_S = 0.020
-LIVENESS_S = 1.0
 MARGIN_S = 30.0
 
 
@@ -143,19 +142,33 @@ async def _watch(
         return
     manager = await session.manager()
     everyone = _with_along(active)
-    signals = await manager.subscribe()
-    for watch in everyone:
-        await watch.arm()
-    async with _pumping(manager, signals, everyone, on_events):
-        try:
-            async with asyncio.timeout(_deadline(active, options)) as clock:
-                asking = partial(_off_the_clock, clock, asking)
-                await _request(session, active, options, on_request, asking)
-                await asyncio.gather(*(watch.wait_for_end() for watch in active))
-        except TimeoutError:
-            for watch in active:
-                if not watch.finished and watch.failure is None:
-                    watch.failure = _too_late(watch, options)
+    clock = asyncio.get_running_loop().time
+    limit = asyncio.timeout(None)
+
+    def set_limit() -> None:
+        seconds = _deadline(active, options)
+        limit.reschedule(None if seconds is None else clock() + seconds)
+
+    def on_policy() -> None:
+        if options.deadline_s is None and limit.when() is not None:
+            set_limit()
+
+    asking = partial(_off_the_clock, limit, asking)
+    with manager.patient(contact.RETURN_S):
+        signals = await manager.subscribe()
+        for watch in everyone:
+            await watch.arm()
+        keeper = contact.Contact(manager, signals, everyone, on_policy)
+        async with _pumping(keeper, everyone, on_events):
+            try:
+                async with limit:
+                    set_limit()
+                    await _request(session, active, options, on_request, asking)
+                    await asyncio.gather(*(watch.wait_for_end() for watch in active))
+            except TimeoutError:
+                for watch in active:
+                    if not watch.finished and watch.failure is None:
+                        watch.failure = _too_late(watch, options)
     _hand_on(everyone, now_us(), on_events)
 
 
@@ -227,10 +240,7 @@ def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
 
 @contextlib.asynccontextmanager
 async def _pumping(
-    manager: Manager,
-    signals: asyncio.Queue[ManagerSignal],
-    watches: Sequence[StopWatch],
-    on_events: OnEvents,
+    keeper: contact.Contact, watches: Sequence[StopWatch], on_events: OnEvents
 ) -> AsyncIterator[None]:
     """Carry signals, observers' events and the passing of time to the watches."""
 
@@ -242,9 +252,8 @@ async def _pumping(
     loop = asyncio.get_running_loop()
     files = [(fd, watch) for watch in watches for fd in watch.filenos()]
     tasks = [
-        asyncio.create_task(_carry_signals(manager, signals, watches)),
+        asyncio.create_task(keeper.keep()),
         asyncio.create_task(_carry_time(watches, on_events)),
-        asyncio.create_task(_check_liveness(watches)),
     ]
     for task in tasks:
         task.add_done_callback(end_all)
@@ -268,20 +277,6 @@ def _read(watch: StopWatch) -> None:
         watch.crash(error)
 
 
-async def _carry_signals(
-    manager: Manager, signals: asyncio.Queue[ManagerSignal], watches: Sequence[StopWatch]
-) -> None:
-    while True:
-        signal = await signals.get()
-        for watch in watches:
-            watch.on_signal(signal)
-        if isinstance(signal, ManagerReloading) and not signal.active:
-            with contextlib.suppress(SdtoolError):
-                await manager.subscribe_again()
-        if isinstance(signal, ConnectionLost):
-            return
-
-
 async def _carry_time(watches: Sequence[StopWatch], on_events: OnEvents) -> None:
     """The tick: new processes, and events whose hold-back is over."""
     while True:
@@ -289,14 +284,3 @@ async def _carry_time(watches: Sequence[StopWatch], on_events: OnEvents) -> None
             watch.on_tick()
         _hand_on(watches, now_us() - HOLD_BACK_US, on_events)
         await asyncio.sleep(RESCAN_S)
-
-
-async def _check_liveness(watches: Sequence[StopWatch]) -> None:
-    """Ask now and then: a signal can be lost (daemon-reexec), a manager can freeze."""
-    while True:
-        await asyncio.sleep(LIVENESS_S)
-        for watch in watches:
-            try:
-                await watch.check()
-            except Unavailable as error:
-                watch.lose_manager(str(error))

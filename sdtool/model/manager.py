@@ -65,16 +65,41 @@ class JobChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerReloading:
-    """daemon-reload or daemon-reexec began (``active``) or ended: signals were lost between."""
+    """daemon-reload or daemon-reexec began (``active``) or ended: signals may be lost between."""
 
     active: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerOwner:
+    """The manager left the bus (daemon-reexec does that) or took its name there anew."""
+
+    present: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost:
-    """The connection to the manager ended; nothing more will come."""
+    """The connection to the manager ended; nothing more will come over it."""
 
     reason: str
 
 
-ManagerSignal = UnitChange | JobChange | ManagerReloading | ConnectionLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionRenewed:
+    """There is a new connection, and signals come over it; those in between were lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerGap:
+    """A time in which nothing was heard of the manager, and why."""
+
+    since_us: int
+    until_us: int
+    reason: str
+
+
+ManagerSignal = (
+    UnitChange | JobChange | ManagerReloading | ManagerOwner | ConnectionLost | ConnectionRenewed
+)

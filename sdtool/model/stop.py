@@ -111,10 +111,11 @@ class Event:
 
     Attributes:
         at_us: When; for an inferred event the moment within its bounds that fits the others.
-        at_min_us: The earliest moment of an inferred event, None for an observed one.
-        at_max_us: The latest moment of an inferred event, None for an observed one.
+        at_min_us: The earliest moment of an inferred event, the beginning of a gap; else None.
+        at_max_us: The latest moment of an inferred event, the end of a gap; else None.
         exit: The wait status; None while it is not known, and ``text`` says why.
-        limit_us: How long the manager waits in the phase of a state event.
+        limit_us: How long the manager waits in the phase of a state event; of a gap, how long
+            from now on in the phase that it came upon.
         then: What the manager does when that limit passes: a signal, or "giving up".
         text: What no other field says.
     """
@@ -220,6 +221,9 @@ class StopRecord:
         released: Its listening ports that are free now.
         held: Its listening ports that are still taken.
         along: How the units went down that were pulled along.
+        job_result_reason: Why the job's result is not known.
+        result_reason: Why the unit's result is not known.
+        started_again: It runs anew: the stop was over, whatever became of the job.
         result_before: The result that stood before the stop.
         already_inactive: There was nothing to stop.
     """
@@ -242,6 +246,9 @@ class StopRecord:
     reactivated_by: tuple[str, ...]
     triggers_active: tuple[str, ...] = ()
     along: tuple[StopReport, ...] = ()
+    job_result_reason: str | None = None
+    result_reason: str | None = None
+    started_again: bool = False
     result_before: str | None = None
     already_inactive: bool = False
 
@@ -276,6 +283,8 @@ class StopReport:
         duration_us: From the request to the end of the job.
         events: Sorted by ``at_us``.
         job_result: systemd's word for the job; "done" even for a stop that ended in SIGKILL.
+        job_result_reason: Why it is not known.
+        result_reason: Why the result is not known.
         killed: Pids that the manager SIGKILLed.
         verdict: The worst that is true of the unit and of those that went down along.
         also_stopped: Units that went down along, through dependencies.
@@ -292,7 +301,9 @@ class StopReport:
     duration_us: int
     events: tuple[Event, ...]
     job_result: str | None
+    job_result_reason: str | None
     result: str | None
+    result_reason: str | None
     active_state: str
     verdict: Verdict
     verdict_reason: str

@@ -92,6 +92,8 @@ class UnitDetails:
         policy: None for a unit type that kills nothing (targets, devices, slices ...).
         can_stop: False for types that systemd cannot stop (devices).
         control_pid: The ExecStop=, ExecReload= ... command running now.
+        job_path: The object path of the job that is queued for it, None when there is none.
+        collect_mode: CollectMode=; with "inactive" a unit that failed is not forgotten.
         triggered_by: The .socket, .path or .timer units that start it.
         stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
     """
@@ -100,6 +102,8 @@ class UnitDetails:
     policy: StopPolicy | None = None
     can_stop: bool = True
     control_pid: int | None = None
+    job_path: str | None = None
+    collect_mode: str | None = None
     triggered_by: tuple[str, ...] = ()
     stops_along: tuple[str, ...] = ()
 

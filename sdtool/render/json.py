@@ -38,7 +38,7 @@ EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
     EventKind.CGROUP_EMPTY: (),
     EventKind.CGROUP_POPULATED: (),
     EventKind.CGROUP_REMOVED: (),
-    EventKind.GAP: ("text",),
+    EventKind.GAP: ("text", "sub_state", "limit_us", "then"),
 }
 """What an event of each kind carries beside its time and source."""
 
@@ -89,6 +89,6 @@ def to_plain(value: Any) -> Any:
 
 def _event(event: Event) -> dict[str, Any]:
     names = ["unit", "at_us", "kind", "source", "evidence"]
-    if event.evidence is Evidence.INFERRED:
+    if event.evidence is Evidence.INFERRED or event.at_min_us is not None:
         names += ["at_min_us", "at_max_us"]
     return {name: to_plain(getattr(event, name)) for name in (*names, *EVENT_FIELDS[event.kind])}

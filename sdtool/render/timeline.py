@@ -82,7 +82,7 @@ def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
     line.append("~ " if inferred else "  ", "dim")
     if with_unit:
         line.append(f"{clean(event.unit)}  ", "dim")
-    line.append_text(_words(group))
+    line.append_text(_gap(event, start_us) if event.kind is EventKind.GAP else _words(group))
     if inferred and event.at_min_us is not None and event.at_max_us is not None:
         low, high = event.at_min_us - start_us, event.at_max_us - start_us
         line.append(f"  (inferred: {seconds(low)} to {seconds(high)})", "dim")
@@ -126,6 +126,18 @@ def _state(event: Event) -> Text:
         text.append(", no time limit", "dim")
     elif event.limit_us is not None:
         text.append(f", {event.then} in {duration(event.limit_us)}", "dim")
+    return text
+
+
+def _gap(event: Event, start_us: int) -> Text:
+    text = Text("the manager is back", "yellow")
+    if event.at_min_us is not None:
+        text.append(f", unheard since {seconds(event.at_min_us - start_us)} s")
+    text.append(f": {clean(event.text or 'it was out of reach')}", "")
+    if event.limit_us == INFINITY:
+        text.append(f" ({event.sub_state} has no time limit now)")
+    elif event.limit_us is not None:
+        text.append(f" ({event.then} {duration(event.limit_us)} after {event.sub_state} began)")
     return text
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from sdtool.errors import Unavailable
 from sdtool.model.scope import Scope
@@ -46,7 +47,7 @@ class Container(GuardedSandbox):
     Args:
         suite: One of ``SUITES``.
         units: Directory of units that both managers find, the demo units' by default.
-        bind: Directories of the machine that are there too, read-only, under the same name.
+        bind: Directories of the machine that are there too, read-only: place -> directory.
         prepare: Shell commands, run in the root directory before the boot.
         cgroups: "unified", or "legacy" for a system that has cgroup v1 only.
         arguments: More arguments for systemd-nspawn(1).
@@ -62,7 +63,7 @@ class Container(GuardedSandbox):
         suite: str = "trixie",
         *,
         units: Path | None = None,
-        bind: Sequence[Path] = (),
+        bind: Mapping[str, Path] = MappingProxyType({}),
         prepare: str = "",
         cgroups: str = "unified",
         arguments: Sequence[str] = (),
@@ -72,7 +73,7 @@ class Container(GuardedSandbox):
         super().__init__()
         self.suite = suite
         self._units = (units_directory() if units is None else units).resolve()
-        self._bind = tuple(bind)
+        self._bind = dict(bind)
         self._prepare_root = prepare
         self._cgroups = cgroups
         self._arguments = tuple(arguments)
@@ -181,7 +182,7 @@ class Container(GuardedSandbox):
         places = {f"{_HOME}/lib/sdtool": _PACKAGE, f"{_HOME}/packages": packages}
         units = (f"{_HOME}/lib/units", "/run/sdtool-units", *_UNIT_PATHS)
         places |= dict.fromkeys(units, self._units)
-        places |= {str(path): path for path in self._bind}
+        places |= self._bind
         return [
             f"--bind-ro={_escape(str(path))}:{_escape(place)}" for place, path in places.items()
         ]

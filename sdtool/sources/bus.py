@@ -48,7 +48,17 @@ class RemoteError(Exception):
 
 
 class NoAnswer(Exception):
-    """The connection could not be made, ended, or a call passed its deadline."""
+    """The connection could not be made, ended, or a call passed its deadline.
+
+    Attributes:
+        may_pass: A bus that starts, or a manager that does, can be the reason: ask again.
+        silent: The deadline passed and the connection stands: whoever was asked thinks about it.
+    """
+
+    def __init__(self, reason: str, *, may_pass: bool = True, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+        self.silent = silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +130,7 @@ def _bus_class(base: Any) -> Any:
             while reply.count(b"\r\n") < 2:
                 part = await self._loop.sock_recv(self._sock, 1)
                 if not part or len(reply) > MAX_GREETING:
-                    raise ConnectionError("the bus hung up during authentication")
+                    raise EOFError("the bus hung up during authentication")
                 reply += part
             if b"\r\nOK " not in reply:
                 raise ConnectionError("the bus refused the authentication")
@@ -198,7 +208,7 @@ class Connection:
             # The libraries let any exception through: OSError, EOFError, AuthError, even
             # AttributeError when the address is strange. For us all mean the same.
             _release(bus)
-            raise NoAnswer(f"{address}: {_reason(error)}") from error
+            raise NoAnswer(f"{address}: {_reason(error)}", may_pass=_passes(error)) from error
         except BaseException:
             _release(bus)
             raise
@@ -258,7 +268,8 @@ class Connection:
                 self._deadlines.add(deadline)
                 reply = await self._bus.call(message)
         except TimeoutError as error:
-            raise NoAnswer(self._lost or f"{message.member} was not answered") from error
+            reason = self._lost or f"{message.member} was not answered"
+            raise NoAnswer(reason, silent=self._lost is None) from error
         except Exception as error:
             raise NoAnswer(
                 self._lost or f"the connection to the bus ended: {_reason(error)}"
@@ -270,7 +281,9 @@ class Connection:
         return reply
 
     def deliver_signals(self, sink: Callable[[BusSignal | None], None]) -> None:
-        """Hand the manager's signals from now on to ``sink``, and None when the connection ends.
+        """Hand signals from now on to ``sink``, and None when the connection ends.
+
+        Those of the manager, and the broker's word on who has the manager's name.
 
         ``sink`` runs inside the library's read loop: it may only put the signal away.
         """
@@ -283,9 +296,12 @@ class Connection:
         if message.message_type != self.library.message_type.SIGNAL:
             return
         if message.sender == BROKER:
-            if message.member == "NameOwnerChanged" and message.body[0] == SYSTEMD:
-                self._note_manager(message.body[2])
-        elif self._sink is not None and self._is_managers(message):
+            if message.member != "NameOwnerChanged" or message.body[0] != SYSTEMD:
+                return
+            self._note_manager(message.body[2])
+        elif not self._is_managers(message):
+            return
+        if self._sink is not None:
             self._sink(
                 BusSignal(
                     path=message.path or "",
@@ -330,16 +346,26 @@ class Connection:
         """End the connection and close its descriptors; safe to call twice."""
         self._sink = None
         self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
-        self._end("the connection was closed")
-        _release(self._bus)
+        try:
+            await asyncio.gather(self._watch, return_exceptions=True)
+        finally:
+            # A deadline can end this wait too.
+            self._end("the connection was closed")
+            _release(self._bus)
 
 
 def _reason(error: Exception) -> str:
     """What an exception says; the libraries' end of file says nothing."""
     if isinstance(error, EOFError):
-        return "it hung up"
+        return str(error) or "it hung up"
     return str(error) or type(error).__name__
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a connect that failed so can succeed in a moment: somebody has been there."""
+    # BlockingIOError: so many wait to be accepted that no more fit in.
+    hung_up = (ConnectionRefusedError, ConnectionResetError, BrokenPipeError, EOFError)
+    return isinstance(error, (*hung_up, BlockingIOError))
 
 
 def _release(bus: Any) -> None:

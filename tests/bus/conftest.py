@@ -19,7 +19,8 @@ import pytest
 from fake_systemd import FakeSystemd
 from private_broker import Broker
 
-from sdtool.sources import systemd
+from sdtool.host import contact
+from sdtool.sources import reach, systemd
 
 TOO_LONG_S = 25
 
@@ -108,8 +109,17 @@ def private(runtime: Path) -> Iterator[FakeSystemd]:
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> float:
     """Shorten the time to connect, and return what a connect may take with it."""
-    monkeypatch.setattr(systemd, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(reach, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(systemd, "PATIENCE_S", 0.5)
     return 2.0
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give questions, and a manager that is lost while units stop, little time."""
+    monkeypatch.setattr(systemd, "CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(systemd, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(contact, "RETURN_S", 1.0)
 
 
 @pytest.fixture

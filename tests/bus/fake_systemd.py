@@ -70,6 +70,7 @@ class FakeUnit:
     stop: str = "plain"
     result: str = "success"
     changed_us: int = 1
+    job: str = ""
     more: dict[str, Variant] = field(default_factory=dict)
 
     @property
@@ -81,7 +82,8 @@ class FakeUnit:
     def row(self) -> list[Any]:
         """Its row in ListUnits."""
         states = [self.load_state, self.active_state, self.sub_state]
-        return [self.name, self.description, *states, "", self.path, 0, "", "/"]
+        job = [1, "stop", self.job] if self.job else [0, "", "/"]
+        return [self.name, self.description, *states, "", self.path, *job]
 
     @property
     def properties(self) -> dict[str, Variant]:
@@ -103,12 +105,16 @@ class FakeUnit:
             "KillSignal": Variant("i", 15),
             "TimeoutStopUSec": Variant("t", 90_000_000),
             "ExecStop": Variant("a(sasbttttuii)", []),
+            "CollectMode": Variant("s", "inactive"),
+            "Job": Variant("(uo)", [1, self.job] if self.job else [0, "/"]),
         } | self.more
 
     def change(self, active_state: str, sub_state: str, result: str = "success") -> Answer:
         """Enter a state and tell it: the Service part comes first, the Unit part second."""
         self.active_state, self.sub_state, self.result = active_state, sub_state, result
         self.changed_us = time.monotonic_ns() // 1000
+        if active_state in ("inactive", "failed"):
+            self.job = ""
         unit = ("ActiveState", "SubState", "StateChangeTimestampMonotonic")
         return [
             signal(
@@ -185,6 +191,7 @@ class FakeSystemd:
         batch: Answer calls of ``Get`` on units only when so many wait; 0 at once.
         peak: The most calls of ``Get`` that waited at a time.
         dies_at: The member at whose call the connection is dropped instead of answered.
+        deaf: Whether such a call is not even carried out.
         greetings: What each client of the private socket sent before it was welcomed.
         eager: A signal sent in one write with the welcome.
     """
@@ -197,6 +204,7 @@ class FakeSystemd:
         self.silent: set[str] = set()
         self.batch = self.peak = 0
         self.dies_at = ""
+        self.deaf = True
         self.greetings: list[bytes] = []
         self.eager: Message | None = None
         self._held: list[tuple[Wire, Message]] = []
@@ -313,6 +321,8 @@ class FakeSystemd:
     async def _take(self, wire: Wire, call: Message) -> None:
         self.calls.append(call)
         if call.member == self.dies_at:
+            if not self.deaf:
+                self._answer(call)
             await wire.close()
         elif self.batch and call.member == "Get" and call.path != ROOT:
             self._held.append((wire, call))
@@ -404,7 +414,7 @@ class FakeSystemd:
         unit = self.units.get(call.body[0])
         if unit is None:
             return self._refuse(call, f"{NAME}.NoSuchUnit", f"Unit {call.body[0]} not loaded.")
-        job = f"{ROOT}/job/{next(self._jobs)}"
+        job = unit.job = unit.job or f"{ROOT}/job/{next(self._jobs)}"
         reply = Message.new_method_return(call, "o", [job])
         begin = [
             signal(ROOT, MANAGER, "JobNew", "uos", 1, job, unit.name),
@@ -413,6 +423,7 @@ class FakeSystemd:
         if unit.stop == "hangs":
             return [*begin, reply]
         if unit.stop == "canceled":
+            unit.job = ""
             return [*begin, reply, self.job_removed(job, unit.name, "canceled")]
         failed = unit.stop == "fails"
         states = ("failed", "failed", "timeout") if failed else ("inactive", "dead")

@@ -29,14 +29,25 @@ class Broker:
     def __init__(self, directory: Path) -> None:
         path, configuration = directory / "bus", directory / "bus.conf"
         configuration.write_text(CONFIGURATION.format(path=path))
-        command = ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--nopidfile"]
+        self._configuration = configuration
+        self.address = f"unix:path={path}"
+        self._start()
+
+    def _start(self) -> None:
+        command = ["dbus-daemon", f"--config-file={self._configuration}", "--nofork"]
         self._daemon = subprocess.Popen(
-            [*command, "--print-address"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [*command, "--nopidfile", "--print-address"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self._daemon.stdout is not None
         with self._daemon.stdout as ready:
             assert ready.readline().startswith(b"unix:")
-        self.address = f"unix:path={path}"
+
+    def restart(self) -> None:
+        """End it at once and start it anew at the same address, with nobody on it."""
+        self.kill()
+        self._start()
 
     def freeze(self) -> None:
         """Stop it from answering, without closing anything."""

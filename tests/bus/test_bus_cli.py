@@ -18,6 +18,7 @@ from fake_systemd import NAME, FakeSystemd
 from private_broker import Broker
 
 from sdtool.errors import Exit
+from sdtool.host.contact import RETURN_S
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -140,14 +141,14 @@ def test_stop_of_a_masked_unit_exits_6(fake: FakeSystemd, sdtool: Run) -> None:
 
 
 def test_stop_whose_bus_dies_exits_69(fake: FakeSystemd, broker: Broker) -> None:
-    """Promptly, in one sentence, with no traceback and no noise of a library."""
+    """When it does not come back: one sentence, no traceback and no noise of a library."""
     fake.add("a.service", stop="hangs")
     command = [sys.executable, "-W", "error", "-m", "sdtool", "stop", "a", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         try:
             fake.wait_for("StopUnit")
             broker.kill()
-            stdout, stderr = child.communicate(timeout=QUICK_S)
+            stdout, stderr = child.communicate(timeout=RETURN_S + QUICK_S)
         finally:
             child.kill()
     document = json.loads(stdout)

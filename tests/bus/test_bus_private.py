@@ -15,7 +15,7 @@ from sdtool.host import Host
 from sdtool.model.manager import ConnectionLost, JobChange, UnitChange
 from sdtool.model.scope import Scope
 from sdtool.model.stop import Verdict
-from sdtool.sources import systemd
+from sdtool.sources import reach
 from sdtool.sources.systemd import Manager
 
 SOON_S = 5.0
@@ -80,9 +80,9 @@ def test_private_socket_of_the_system_is_for_root(
     monkeypatch: pytest.MonkeyPatch, uid: int, expected: list[str]
 ) -> None:
     """Others may not connect to it."""
-    monkeypatch.setattr(systemd, "_is_socket", lambda path: True)
+    monkeypatch.setattr(reach, "_is_socket", lambda path: True)
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    assert expected == [transport for transport, _ in systemd._addresses(Scope.SYSTEM)]
+    assert expected == [transport for transport, _ in reach._addresses(Scope.SYSTEM)]
 
 
 async def test_greeting_waits_for_its_answer(private: FakeSystemd) -> None:

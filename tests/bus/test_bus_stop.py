@@ -12,7 +12,6 @@ from sdtool.errors import CriticalUnit, DeadlineExceeded, Exit, SdtoolError, Una
 from sdtool.host import Host, StopOptions
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
-from sdtool.sources.bus import Connection
 
 SOON_S = 6.0
 
@@ -133,10 +132,9 @@ async def test_stop_gives_up_at_its_deadline(fake: FakeSystemd) -> None:
 
 @pytest.mark.parametrize("end", ["kill", "manager", "freeze"])
 async def test_stop_ends_when_the_manager_is_out_of_reach(
-    fake: FakeSystemd, broker: Broker, monkeypatch: pytest.MonkeyPatch, end: str
+    fake: FakeSystemd, broker: Broker, impatient: None, end: str
 ) -> None:
     """Exit 69 whether the broker dies, the manager leaves the bus or it just falls silent."""
-    monkeypatch.setitem(Connection.call.__kwdefaults__, "deadline_s", 0.5)
     fake.add("a.service", stop="hangs")
     stopping = asyncio.create_task(stop("a"))
     await fake.called("StopUnit")
@@ -151,7 +149,9 @@ async def test_stop_ends_when_the_manager_is_out_of_reach(
     assert "a.service" == error.subject
 
 
-async def test_stop_whose_request_dies_with_the_manager_is_unavailable(fake: FakeSystemd) -> None:
+async def test_stop_whose_request_dies_with_the_manager_is_unavailable(
+    fake: FakeSystemd, impatient: None
+) -> None:
     """Nobody knows whether the job was queued."""
     fake.add("a.service")
     fake.dies_at = "StopUnit"

@@ -15,6 +15,9 @@ SUITES = tuple(os.environ.get("SUITES", "bookworm trixie").split())
 """``SUITES="bookworm trixie sid"`` adds Debian's newest."""
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+PLACE = "/srv/sdtool"
+"""Where the checkout is in a container: everybody may go there, wherever it is outside."""
+
 REPORTS = CHECKOUT / "build" / "reports"
 
 REQUIREMENTS = ("pytest>=8",)
@@ -52,7 +55,9 @@ def run_inside(run: Run) -> subprocess.CompletedProcess[str]:
     """Boot a container, run the system tests in it, and keep their report."""
     # The journal is open to tester, as it is to administrators: the tests read it.
     prepare = f"chroot . usermod --append --groups systemd-journal {TESTER}"
-    container = Container(run.suite, bind=[CHECKOUT], prepare=prepare, requirements=REQUIREMENTS)
+    container = Container(
+        run.suite, bind={PLACE: CHECKOUT}, prepare=prepare, requirements=REQUIREMENTS
+    )
     with container:
         if run.scope is Scope.USER:
             container.log_in()
@@ -60,7 +65,7 @@ def run_inside(run: Run) -> subprocess.CompletedProcess[str]:
             container.argv(
                 [*_PYTEST, "--junit-xml=/tmp/report.xml"],
                 user=run.user,
-                directory=str(CHECKOUT),
+                directory=PLACE,
                 env={
                     "SDTOOL_TEST_SCOPE": run.scope,
                     "SDTOOL_REQUIRE": "1",

@@ -87,7 +87,7 @@ def sdtool_as_nobody(manager: Bench) -> Client:
     """
 
     def run(*arguments: str, timeout: float = 60.0) -> CompletedProcess[str]:
-        command = [sys.executable, "-c", AS_NOBODY, *arguments, flag_of(manager), "--json"]
+        command = [sys.executable, "-c", AS_NOBODY, *arguments, "--json"]
         return manager.run(command, timeout=timeout)
 
     return run

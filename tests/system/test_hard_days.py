@@ -18,6 +18,9 @@ from tests.system.bench import Bench, Client, flag_of
 
 BUSES = ("SYSTEM", "SESSION")
 
+FLAG = "--SCOPE"
+"""Stands for the option that names the manager under test."""
+
 
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
@@ -123,11 +126,11 @@ def test_other_users_learn_the_owner_by_its_cgroup(
 @pytest.mark.parametrize(
     ("arguments", "status", "status_of_system"),
     [
-        (("list",), 69, 0),
-        (("stop", "sdtool-graceful"), 69, 4),
+        (("list", FLAG), 69, 0),
+        (("stop", "sdtool-graceful", FLAG), 69, 4),
         (("pid", "1"), 0, 0),
         (("ports",), 0, 0),
-        (("doctor",), 1, 0),
+        (("doctor", FLAG), 1, 0),
     ],
 )
 def test_other_users_get_an_answer_or_a_reason(
@@ -141,7 +144,8 @@ def test_other_users_get_an_answer_or_a_reason(
     """As nobody every command ends with its document: root's user manager is not theirs."""
     systemctl("start", "sdtool-graceful")
 
-    done = sdtool_as_nobody(*arguments)
+    flag = flag_of(manager)
+    done = sdtool_as_nobody(*(flag if word == FLAG else word for word in arguments))
 
     envelope = json.loads(done.stdout)
     expected = status_of_system if manager.scope is Scope.SYSTEM else status

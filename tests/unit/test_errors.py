@@ -14,7 +14,7 @@ from sdtool.errors import (
     SdtoolError,
     UnitMasked,
 )
-from sdtool.sources.systemd import ERRORS, translate_error
+from sdtool.sources.messages import ERRORS, translate_error
 
 EXITS = {
     "SdtoolError": 70,

@@ -170,7 +170,7 @@ EVENT_KEYS: dict[str, tuple[str, ...]] = {
     "cgroup-empty": (),
     "cgroup-populated": (),
     "cgroup-removed": (),
-    "gap": ("text",),
+    "gap": ("text", "sub_state", "limit_us", "then"),
 }
 """Every kind of event with the keys that it needs."""
 

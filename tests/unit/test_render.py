@@ -378,3 +378,16 @@ def test_any_name_can_be_printed(name: str) -> None:
     for renderable in evil(name):
         text = printed(renderable)
         assert not [char for char in text if ord(char) < 32 and char != "\n"]
+
+
+def test_gap_says_since_when_and_why() -> None:
+    """And what a reload has changed for the phase that it came upon."""
+    bounds = {"at_min_us": ms(500), "at_max_us": ms(700)}
+    plain = event(ms(700), EventKind.GAP, text="daemon-reexec", **bounds)
+    moved = {"sub_state": "stop-sigterm", "limit_us": 5_000_000, "then": "SIGKILL"}
+    changed = replace(plain, text="daemon-reload; the stop policy changed", **moved)
+    lines = [str(line) for line in render_events([plain, changed], T0, with_unit=False)]
+    back = "    0.700 s   the manager is back, unheard since 0.500 s: "
+    assert f"{back}daemon-reexec" == lines[0]
+    words = "daemon-reload; the stop policy changed (SIGKILL 5 s after stop-sigterm began)"
+    assert f"{back}{words}" == lines[1]

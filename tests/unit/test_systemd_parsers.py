@@ -15,7 +15,7 @@ from sdtool.model.sockets import ListenAddress
 from sdtool.model.stop import ExitCode, ExitSignal, ExitStatus, StopPolicy
 from sdtool.model.unit import UnitDetails
 from sdtool.sources.bus import BusSignal
-from sdtool.sources.systemd import (
+from sdtool.sources.messages import (
     MANAGER,
     PROPERTIES,
     UINT64_MAX,

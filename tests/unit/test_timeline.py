@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -661,3 +662,86 @@ def test_timeout_says_which_limit_and_what_followed() -> None:
         first.limit_us,
         first.then,
     )
+
+
+# Times in which the manager was out of reach -------------------------------------------------
+
+
+def gap(since_us: int, until_us: int, **fields: Any) -> Event:
+    """A time in which nothing was heard."""
+    bounds = {"at_min_us": since_us, "at_max_us": until_us}
+    return event(until_us, EventKind.GAP, **bounds, **fields)
+
+
+def test_kill_within_a_gap_is_inferred_with_its_phase() -> None:
+    """The end state was read afterwards; what led to it is inferred within its bounds."""
+    report = stopped(
+        [MAIN],
+        [
+            phase(ms(4), "stop-sigterm"),
+            gone(ms(2010), MAIN, KILLED),
+            failed(ms(2012)),
+            gap(ms(1500), ms(4000)),
+        ],
+        result="timeout",
+        active_state="failed",
+        job_result=None,
+    )
+    (hidden,) = (e for e in report.events if e.sub_state == "stop-sigkill")
+    assert (Evidence.INFERRED, ms(2010)) == (hidden.evidence, hidden.at_us)
+    assert ([(10, "SIGTERM"), (10, "SIGKILL")], ["stop-sigterm"]) == (
+        sent(report),
+        timeouts(report),
+    )
+    assert (Verdict.KILLED, {10: True}) == (report.verdict, killed_by_manager(report))
+
+
+def test_exit_without_status_that_a_gap_may_have_hidden_is_unknown() -> None:
+    """The limit of ExecStop= had passed: the phases up to SIGKILL may not have been told."""
+    stop = replace(phase(ms(4), "stop"), then="SIGTERM")
+    events = [stop, gone(ms(2050), MAIN, None), dead(ms(2052))]
+    told, untold = stopped([MAIN], events), stopped([MAIN], [*events, gap(ms(1500), ms(4000))])
+    assert ({10: False}, {10: None}) == (killed_by_manager(told), killed_by_manager(untold))
+    assert "out of reach" in untold.verdict_reason
+
+
+def test_exit_before_the_limit_is_in_no_doubt_in_a_gap() -> None:
+    """No phase sends SIGKILL before a limit has passed."""
+    events = [phase(ms(4), "stop-sigterm"), gone(ms(900), MAIN, None), dead(ms(902))]
+    report = stopped([MAIN], [*events, gap(ms(500), ms(4000))])
+    assert (Verdict.CLEAN, {10: False}) == (report.verdict, killed_by_manager(report))
+
+
+def test_gap_in_which_nothing_changed_hides_nothing() -> None:
+    """The state at its end was that of before, with the same time."""
+    events = [phase(ms(4), "stop-sigterm"), gap(ms(500), ms(700)), gone(ms(2010), MAIN, None)]
+    report = stopped([MAIN], events, policy(timeout_stop_us=1_000_000))
+    assert {10: False} == killed_by_manager(report)
+
+
+def test_reload_moves_the_limit_of_its_phase() -> None:
+    """A longer limit that a reload brought has not run out when the old one would have."""
+    moved = gap(ms(500), ms(700), sub_state="stop-sigterm", limit_us=LIMIT_US * 2, then="SIGKILL")
+    events = [phase(ms(4), "stop-sigterm"), moved, gone(ms(2500), MAIN), dead(ms(2501))]
+    assert [] == timeouts(stopped([MAIN], events))
+    late = [phase(ms(4), "stop-sigterm"), moved, phase(ms(4005), "stop-sigkill")]
+    (timeout,) = (e for e in stopped([MAIN], late).events if e.kind is EventKind.TIMEOUT)
+    assert LIMIT_US * 2 == timeout.limit_us
+
+
+@pytest.mark.parametrize("state", ["active", "deactivating"])
+def test_job_that_is_gone_from_a_unit_that_is_not_is_failed(state: str) -> None:
+    """Nobody told its end, and the unit is not down."""
+    reason = "the manager was out of reach when the job ended"
+    report = stopped([], [], job_result=None, job_result_reason=reason, active_state=state)
+    assert Verdict.FAILED == report.verdict
+    assert f"The stop job is gone and the unit is {state}: {reason}." == report.verdict_reason
+    again = stopped([], [], job_result=None, started_again=True, active_state=state)
+    assert Verdict.CLEAN == again.verdict
+
+
+def test_result_that_nobody_knows_is_unknown() -> None:
+    """A unit that is forgotten may have failed before."""
+    report = stopped([], [], result=None, result_reason="the manager forgot the unit")
+    assert Verdict.UNKNOWN == report.verdict
+    assert "forgot" in report.verdict_reason

@@ -1,0 +1,184 @@
+"""The manager while units stop: its signals carried, its absence bridged, what was missed read.
+
+The observers of the kernel need no manager and go on while it is out of reach. When it is back,
+one look at each unit tells what its signals would have told, with the manager's own times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from sdtool.errors import Unavailable
+from sdtool.host.eventlog import now_us
+from sdtool.host.stopwatch import StopWatch
+from sdtool.model.manager import (
+    ConnectionLost,
+    ConnectionRenewed,
+    JobChange,
+    ManagerGap,
+    ManagerOwner,
+    ManagerReloading,
+    ManagerSignal,
+    UnitChange,
+)
+from sdtool.model.names import unit_path
+from sdtool.sources.systemd import Manager
+
+LIVENESS_S = 1.0
+"""How often the manager is asked even where it seems well: it can freeze without a word."""
+
+RETURN_S = 10.0
+"""How long a manager that was lost while units stop is waited for."""
+
+LEFT = "the manager had left the bus"
+
+UNTOLD = "the end of the job was not told, and seen only by asking"
+
+
+class Contact:
+    """Keeps hold of the manager for the watches, until nobody can.
+
+    Args:
+        on_policy: Called when a reload has changed how a unit is stopped.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        signals: asyncio.Queue[ManagerSignal],
+        watches: Sequence[StopWatch],
+        on_policy: Callable[[], None],
+    ) -> None:
+        self._manager = manager
+        self._signals = signals
+        self._watches = watches
+        # Of thousands of units each signal is for one.
+        self._by_name = {watch.name: watch for watch in watches}
+        self._by_path = {unit_path(watch.name): watch for watch in watches}
+        self._on_policy = on_policy
+        self._later: deque[ManagerSignal] = deque()
+        self._checked_us = now_us()
+        self._lost_us: int | None = None
+        self._reason = ""
+        self._reloading = False
+
+    async def keep(self) -> None:
+        """Carry signals, and look now and then; returns when the manager is lost for good."""
+        clock = asyncio.get_running_loop().time
+        due = clock() + LIVENESS_S
+        try:
+            while True:
+                signal = await self._next(due)
+                if signal is None:
+                    await self._check()
+                    due = clock() + LIVENESS_S
+                else:
+                    await self._take(signal)
+        except Unavailable as error:
+            for watch in self._watches:
+                watch.lose_manager(str(error))
+
+    async def _next(self, due: float) -> ManagerSignal | None:
+        """The next signal, None where it is time to look."""
+        if self._later:
+            return self._later.popleft()
+        try:
+            async with asyncio.timeout_at(due):
+                return await self._signals.get()
+        except TimeoutError:
+            return None
+
+    async def _take(self, signal: ManagerSignal) -> None:
+        if isinstance(signal, UnitChange | JobChange):
+            self._hand_on(signal)
+        elif isinstance(signal, ConnectionLost):
+            self._lose(signal.reason)
+            await self._manager.find_again()
+        elif isinstance(signal, ConnectionRenewed):
+            self._lose(signal.reason)
+            await self._resync()
+        elif isinstance(signal, ManagerOwner):
+            # Of a broker that ends this can be the last word.
+            self._lose(self._reason or LEFT)
+            if signal.present:
+                await self._resync()
+        elif isinstance(signal, ManagerReloading):
+            await self._take_reloading(signal)
+
+    async def _take_reloading(self, signal: ManagerReloading) -> None:
+        if signal.active:
+            self._reloading = True
+            self._lose("daemon-reload")
+        elif self._lost_us is not None:
+            await self._resync()
+        else:
+            # The end of a daemon-reexec, after whose beginning it was found again already.
+            await self._manager.subscribe_again()
+            await self._check()
+
+    def _hand_on(self, signal: UnitChange | JobChange) -> None:
+        if isinstance(signal, UnitChange):
+            watch = self._by_path.get(signal.unit_path)
+        else:
+            watch = self._by_name.get(signal.unit)
+        if watch is not None:
+            watch.on_signal(signal)
+
+    def _lose(self, reason: str) -> None:
+        """Note since when nothing is heard, and why; the last word on it counts."""
+        if self._lost_us is None:
+            self._lost_us, self._reason = now_us(), reason
+        elif self._reloading:
+            # It said that it would be away, and then it left: it has executed itself anew.
+            self._reason = "daemon-reexec"
+        else:
+            self._reason = reason
+
+    async def _resync(self) -> None:
+        """The manager is back: read what was missed, and say since when."""
+        await self._manager.subscribe_again()
+        waiting = [watch for watch in self._watches if not watch.is_over]
+        # The reference went with the connection: without it a unit may be forgotten unseen.
+        for watch in waiting:
+            await watch.hold()
+        states = [(watch, await watch.read_state()) for watch in waiting]
+        since_us, self._lost_us, self._reloading = self._lost_us, None, False
+        self._drain()
+        until_us = now_us()
+        gap = ManagerGap(since_us=since_us or until_us, until_us=until_us, reason=self._reason)
+        self._reason = ""
+        policies = [watch.policy for watch in waiting]
+        for watch, state in states:
+            watch.resync(state, gap, told=True)
+        if policies != [watch.policy for watch in waiting]:
+            self._on_policy()
+        self._checked_us = until_us
+
+    async def _check(self) -> None:
+        """Look whether the end of a job was missed; a manager that is frozen is found out so."""
+        asked_us = now_us()
+        waiting = [watch for watch in self._watches if watch.is_waiting]
+        states = [(watch, await watch.read_state()) for watch in waiting]
+        self._drain()
+        if any(isinstance(signal, ConnectionLost) for signal in self._later):
+            # It fell silent before it was given up.
+            self._lost_us = self._lost_us or asked_us
+        if self._lost_us is None:
+            gap = ManagerGap(since_us=self._checked_us, until_us=now_us(), reason=UNTOLD)
+            for watch, state in states:
+                watch.resync(state, gap, told=False)
+            self._checked_us = asked_us
+        elif not self._later:
+            # Away without a word of its return, and here again: the word was lost.
+            await self._resync()
+
+    def _drain(self) -> None:
+        """Take what was sent before the last answer; what changes the contact comes later."""
+        while not self._signals.empty():
+            signal = self._signals.get_nowait()
+            if isinstance(signal, UnitChange | JobChange):
+                self._hand_on(signal)
+            else:
+                self._later.append(signal)

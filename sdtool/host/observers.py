@@ -1,0 +1,121 @@
+"""What of the kernel watches one unit while it stops: pidfds, its cgroup, its listening sockets.
+
+They need no manager, and go on while it is out of reach.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sdtool.errors import Unavailable
+from sdtool.host.session import Session
+from sdtool.model.sockets import SocketFacts
+from sdtool.model.stop import Event, ObserverState, Tier
+from sdtool.sources import cgroups, sockets
+from sdtool.sources.cgroups import CgroupObserver
+from sdtool.sources.pidfds import PidfdObserver
+from sdtool.sources.sockets import SocketObserver
+
+OBSERVERS = ("pidfd", "cgroup", "sockets")
+
+
+class Observer(Protocol):
+    """What watches a unit: a descriptor that becomes readable, and the events behind it."""
+
+    name: str
+    available: bool
+    reason: str
+    lost: int
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+
+    def read_events(self) -> tuple[Event, ...]:
+        """The events since the last call."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
+class Observers:
+    """All that watch one unit.
+
+    Args:
+        wanted: Names of ``OBSERVERS`` to use; None for all.
+
+    Attributes:
+        pidfds: Those of its processes; None when that is switched off.
+        listeners: The listening sockets that it had when the watch began.
+    """
+
+    def __init__(self, unit: str, session: Session, wanted: frozenset[str] | None) -> None:
+        self._unit = unit
+        self._mount = session.mount
+        self._wanted = wanted
+        self.pidfds: PidfdObserver | None = None
+        if self._is_wanted("pidfd"):
+            self.pidfds = PidfdObserver(unit, session.exit_info)
+        self._all: list[Observer] = [self.pidfds] if self.pidfds else []
+        self.listeners: tuple[SocketFacts, ...] = ()
+
+    def _is_wanted(self, switch: str) -> bool:
+        return self._wanted is None or switch in self._wanted
+
+    def arm(self, group: str | None) -> None:
+        """Start to watch a cgroup and the sockets that it made; None for a unit without one."""
+        if group is not None and self._is_wanted("cgroup"):
+            self._all.append(CgroupObserver(self._unit, self._mount, group))
+        if group is not None and self._is_wanted("sockets"):
+            self._all.append(self._observe_sockets(group))
+
+    def _observe_sockets(self, group: str) -> SocketObserver:
+        # Armed before the dump: a socket that goes between the two would never be missed.
+        observer = SocketObserver(self._unit)
+        own = cgroups.read_tree(self._mount, group).ids or {}
+        try:
+            rows = sockets.read_listeners()
+        except Unavailable as error:
+            observer.reason = str(error)
+            return observer
+        self.listeners = tuple(row for row in rows if row.cgroup_id in own)
+        observer.watch(self.listeners)
+        return observer
+
+    def filenos(self) -> list[int]:
+        """Their descriptors."""
+        return [observer.fileno() for observer in self._all if observer.available]
+
+    def read_events(self) -> list[tuple[Event, ...]]:
+        """The events of each since the last call."""
+        return [observer.read_events() for observer in self._all if observer.available]
+
+    @property
+    def tier(self) -> Tier:
+        """How much they can see."""
+        return Tier.C if self.pidfds is not None and self.pidfds.has_status else Tier.D
+
+    def read_held(self) -> tuple[SocketFacts, ...]:
+        """Those of the listening sockets that are there still."""
+        if not self.listeners:
+            return ()
+        present = {row.cookie for row in sockets.read_listeners()}
+        return tuple(row for row in self.listeners if row.cookie in present)
+
+    def states(self) -> tuple[ObserverState, ...]:
+        """What each gave, and which were switched off."""
+        watching = (
+            ObserverState(name=o.name, available=o.available, reason=o.reason, lost=o.lost)
+            for o in self._all
+        )
+        off = (
+            ObserverState(name=name, available=False, reason="switched off by --observers")
+            for name in OBSERVERS
+            if not self._is_wanted(name)
+        )
+        return (*watching, *off)
+
+    def close(self) -> None:
+        """End every one; safe to call at any moment."""
+        for observer in self._all:
+            observer.close()
+        self._all.clear()

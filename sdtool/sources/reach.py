@@ -1,0 +1,181 @@
+"""Where a manager is reached: over the bus, or over its own private socket where the bus is dead.
+
+A bus that starts and a manager that executes itself anew (daemon-reexec) are out of reach for a
+moment. Whatever may pass is tried again until the caller's patience ends; what cannot pass, a
+bus that does not exist, is said at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdtool.errors import AccessDenied, NotBooted, SdtoolError, Unavailable
+from sdtool.model.manager import ManagerInfo
+from sdtool.model.scope import Scope
+from sdtool.sources.bus import Connection, NoAnswer, RemoteError, unwrap
+from sdtool.sources.messages import (
+    ABSENT,
+    ERRORS,
+    MANAGER,
+    MANAGER_PATH,
+    PROPERTIES,
+    translate_error,
+)
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 2.0
+"""For each of the ways to the manager."""
+
+PAUSE_S = 0.1
+"""Before a way that led nowhere is tried again."""
+
+
+async def reach(
+    scope: Scope, *, patience_s: float, was_there: bool = False, uid: int | None = None
+) -> tuple[Connection, ManagerInfo]:
+    """Connect to the manager; every way is tried at least once.
+
+    Args:
+        patience_s: Seconds to go on trying where what is in the way may pass.
+        was_there: We have spoken to it: whatever is in the way now may pass.
+        uid: Whose user manager, as root; our own if None.
+
+    Raises:
+        NotBooted: This machine was not booted with systemd.
+        AccessDenied: The bus does not let us talk to the manager.
+        Unavailable: Nobody answers.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + patience_s
+    while True:
+        failures: list[NoAnswer | RemoteError] = []
+        for transport, address in _addresses(scope) if uid is None else _private_door(uid):
+            try:
+                return await _try(scope, transport, address, failures, until)
+            except (NoAnswer, RemoteError) as error:
+                log.debug("%s: %s", address, error)
+                failures.append(error)
+        denied = _find_denial(failures, scope)
+        if denied is not None:
+            raise denied
+        expected = uid is not None or _is_expected(scope)
+        hopeful = was_there or (expected and any(map(_may_pass, failures)))
+        if not hopeful or clock() + PAUSE_S >= until:
+            reasons = [str(failure) for failure in failures]
+            raise (
+                _unreachable(scope, reasons)
+                if uid is None
+                else Unavailable(f"{'; '.join(reasons)}.")
+            )
+        await asyncio.sleep(PAUSE_S)
+
+
+async def _try(
+    scope: Scope,
+    transport: str,
+    address: str,
+    failures: Sequence[Exception],
+    until: float,
+) -> tuple[Connection, ManagerInfo]:
+    """Connect over one way and hear the manager itself."""
+    clock = asyncio.get_running_loop().time
+    # The later ways too get a chance where the first has used up the patience.
+    end = clock() + min(CONNECT_TIMEOUT_S, max(until - clock(), PAUSE_S))
+    connection = await Connection.open(address, deadline_s=end - clock())
+
+    async def read(member: str) -> str:
+        (value,) = await connection.call(
+            MANAGER_PATH, PROPERTIES, "Get", "ss", [MANAGER, member], deadline_s=end - clock()
+        )
+        return str(unwrap(value))
+
+    try:
+        return connection, ManagerInfo(
+            scope=scope,
+            version=await read("Version"),
+            control_group=await read("ControlGroup") or "/",
+            transport=transport,
+            transport_reason=str(failures[-1]) if failures else None,
+            library=connection.library.name,
+        )
+    except BaseException:
+        await connection.close()
+        raise
+
+
+def _may_pass(failure: NoAnswer | RemoteError) -> bool:
+    if isinstance(failure, NoAnswer):
+        return failure.may_pass
+    return failure.name in ABSENT
+
+
+def _find_denial(failures: Sequence[NoAnswer | RemoteError], scope: Scope) -> SdtoolError | None:
+    for error in failures:
+        if isinstance(error, RemoteError) and ERRORS.get(error.name) is AccessDenied:
+            return translate_error(error.name, error.text, f"{scope} manager")
+    return None
+
+
+def _is_expected(scope: Scope) -> bool:
+    """Whether the manager has left its traces: only then is it worth waiting for."""
+    if scope is Scope.SYSTEM:
+        return os.path.isdir("/run/systemd/system")
+    # Somebody else's runtime directory is none of ours to look into: isdir then says no.
+    return os.path.isdir(_user_runtime() / "systemd")
+
+
+def _user_runtime() -> Path:
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+
+
+def _addresses(scope: Scope) -> list[tuple[str, str]]:
+    """Where the manager may be reached, as (transport, D-Bus address), best first."""
+    if scope is Scope.SYSTEM:
+        bus = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or (
+            "unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/dbus/system_bus_socket"
+        )
+        private = Path("/run/systemd/private") if os.geteuid() == 0 else None
+    else:
+        runtime = _user_runtime()
+        bus = os.environ.get("DBUS_SESSION_BUS_ADDRESS") or f"unix:path={runtime}/bus"
+        private = runtime / "systemd/private"
+    addresses = [("bus", bus)]
+    if private is not None and _is_socket(private):
+        addresses.append(("private", f"unix:path={private}"))
+    return addresses
+
+
+def _private_door(uid: int) -> list[tuple[str, str]]:
+    """The one way to another user's manager: its bus admits nobody but the user."""
+    return [("private", f"unix:path=/run/user/{uid}/systemd/private")]
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _unreachable(scope: Scope, failures: Sequence[str]) -> Unavailable:
+    reason = "; ".join(dict.fromkeys(failures))
+    if scope is Scope.USER:
+        return Unavailable(
+            f"No user manager can be reached: {reason}.",
+            hint="log in through PAM, or `loginctl enable-linger`; sdtool sandbox boots one",
+        )
+    if not Path("/run/systemd/system").is_dir():
+        return NotBooted(
+            "This machine was not booted with systemd (no /run/systemd/system).",
+            hint="sdtool sandbox boots a throwaway systemd to try things in",
+        )
+    return Unavailable(
+        f"The system manager cannot be reached: {reason}.",
+        hint="as root sdtool also tries /run/systemd/private, without the bus",
+    )
