@@ -11,6 +11,7 @@ https://systemd.io/JOURNAL_NATIVE_PROTOCOL/ and systemd's journald-stream.c.
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import time
@@ -88,16 +89,25 @@ class Journal:
                 self._write(line.encode())
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            stream = _Stream(self._listener.accept()[0], self._write)
-            self._selector.register(
-                stream.socket, selectors.EVENT_READ, lambda: self._hear(stream)
-            )
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            # More speakers than we may have descriptors: the next one waits for another's end.
+            self._selector.unregister(self._listener)
+            return
+        stream = _Stream(connection, self._write)
+        self._selector.register(stream.socket, selectors.EVENT_READ, lambda: self._hear(stream))
 
     def _hear(self, stream: _Stream) -> None:
         if not stream.take():
             self._selector.unregister(stream.socket)
             stream.socket.close()
+            if self._listener not in self._selector.get_map():
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
 
 class _Stream:

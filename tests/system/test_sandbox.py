@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -648,3 +649,21 @@ def test_borrowed_manager_leaves_strangers_alone(host: PrivateManager) -> None:
     assert errors.startswith("NotConfigured sdtool-slow.service ")
     active = host.run(["systemctl", "--user", "is-active", "sdtool-slow"])
     assert (before, "active\n") == (inventory(host), active.stdout)
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """Whatever is started has thirty file descriptors and no more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_more_speakers_than_descriptors_do_not_end_a_sandbox() -> None:
+    """Each unit has a connection to the journal: those beyond the limit wait for their turn."""
+    unit = "systemd-run --user --quiet sh -c 'echo I am $$0; sleep 2' $i"
+    with PrivateManager() as manager:
+        manager.run(["sh", "-c", f"for i in $(seq 40); do {unit}; done"])
+        eventually(lambda: manager.log_text().count("\nsh: I am") == 40)
