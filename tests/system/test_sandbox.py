@@ -663,7 +663,7 @@ def few_descriptors() -> Iterator[None]:
 @pytest.mark.usefixtures("few_descriptors")
 def test_more_speakers_than_descriptors_do_not_end_a_sandbox() -> None:
     """Each unit has a connection to the journal: those beyond the limit wait for their turn."""
-    unit = "systemd-run --user --quiet sh -c 'echo I am $$0; sleep 2' $i"
+    unit = "systemd-run --user --quiet sh -c 'echo I am $$0; sleep 1' $i"
     with PrivateManager() as manager:
-        manager.run(["sh", "-c", f"for i in $(seq 40); do {unit}; done"])
-        eventually(lambda: manager.log_text().count("\nsh: I am") == 40)
+        manager.run(["sh", "-c", f"for i in $(seq 30); do {unit}; done"])
+        eventually(lambda: manager.log_text().count("\nsh: I am") == 30)
