@@ -58,7 +58,7 @@ def test_two_thousand_units_are_all_listed_and_stopped(
     matched = sdtool("list", "sdtool-many@*", "--json", timeout=10)
     text = sdtool("list", timeout=10)
     ports = sdtool("ports", "--json", timeout=10)
-    stopped = sdtool("stop", "sdtool-many@1???", "--yes", "--json", timeout=60)
+    stopped = sdtool("stop", "sdtool-many@1???.service", "--yes", "--json", timeout=60)
 
     assert expected == {row["name"] for row in json.loads(listed.stdout)["data"]}
     assert MANY == len(json.loads(matched.stdout)["data"])
