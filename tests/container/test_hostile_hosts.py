@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -47,6 +48,17 @@ def check_no(result: Result, code: str = "Unavailable") -> None:
     assert "Traceback" not in result.stderr
 
 
+def check_doctor(result: Result, *, bus: bool, manager: bool) -> None:
+    """Doctor answers in time, says which of the two is there, and what the other one costs."""
+    assert result.seconds < LIMIT
+    assert (0 if manager else 1) == result.status
+    rows = {row["facility"]: row for row in result.data}
+    assert [bus, manager] == [rows[name]["available"] for name in ("bus", "manager")]
+    for row in rows.values():
+        assert row["available"] == (row["costs"] is None)
+        assert row["reason"]
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_frozen_broker_costs_others_their_answer_only(
     boot: Boot, command: tuple[str, ...]
@@ -63,20 +75,31 @@ def test_frozen_broker_costs_others_their_answer_only(
     assert roots.seconds < LIMIT
 
 
+def test_frozen_broker_is_told_by_doctor(boot: Boot) -> None:
+    """The bus is out; root still has the manager, and others learn what that costs them."""
+    system = boot()
+    with frozen(system.main_pid("dbus.service")):
+        roots = system.sdtool_alone("doctor")
+        others = system.sdtool_alone("doctor", user=TESTER)
+
+    check_doctor(roots, bus=False, manager=True)
+    check_doctor(others, bus=False, manager=False)
+
+
 def test_frozen_manager_is_told_within_five_seconds(boot: Boot) -> None:
     """PID 1 hears nobody: every command says so in time, root's too."""
     system = boot()
     system.run(["systemctl", "start", "sdtool-graceful"])
-    with frozen(system.container.pid):
-        results = [
-            system.sdtool_alone(*command, user=user)
-            for command in COMMANDS
-            for user in ("root", TESTER)
-        ]
+    asked = [(*command, user) for command in COMMANDS for user in ("root", TESTER)]
+    with frozen(system.container.pid), ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(system.sdtool_alone, *words, user=user) for *words, user in asked]
         ports = system.sdtool_alone("port", "18080")
+        doctor = system.sdtool_alone("doctor")
+        results = [one.result() for one in waiting]
 
     for result in results:
         check_no(result)
+    check_doctor(doctor, bus=False, manager=False)
     assert (0, "owned") == (ports.status, ports.data[0]["verdict"])
 
 
@@ -86,14 +109,14 @@ def test_no_bus_leaves_the_private_socket(boot: Boot) -> None:
     system.enter(["systemctl", "start", "sdtool-graceful"])
 
     listed = system.sdtool_alone("list", "sdtool-graceful")
-    bus, manager, *_ = system.sdtool_alone("doctor").data
+    doctor = system.sdtool_alone("doctor")
     stopped = system.sdtool_alone("stop", "sdtool-graceful")
     others = system.sdtool_alone("list", user=TESTER)
 
     assert [["18080/tcp"]] == [row["ports"] for row in listed.data]
     assert (0, "clean") == (stopped.status, stopped.data[0]["verdict"])
-    assert (False, True) == (bus["available"], manager["available"])
-    assert "private socket" in manager["reason"]
+    check_doctor(doctor, bus=False, manager=True)
+    assert "private socket" in doctor.data[1]["reason"]
     check_no(others)
 
 
