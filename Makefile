@@ -67,4 +67,4 @@ pictures: packages $(VENV)/.dev
 	$(VENV)/bin/python docs/pictures.py
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) build dist

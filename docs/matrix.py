@@ -54,11 +54,15 @@ Table = dict[tuple[str, str], dict[str, list[Case]]]
 
 def main() -> int:
     """Write the matrix; 1 when something failed or a report is missing."""
-    inside = [case for path in reports() for case in read_report(path, path.stem)]
-    outside = [case for case in read_report(REPORTS / "containers.xml", "") if case.column]
     columns = ["host", *(f"{suite}-{user}" for suite in SUITES for user in ("root", "tester"))]
+    missing = [name for name in (*columns, "containers") if not report(name).exists()]
+    if missing:
+        sys.stderr.write(f"There is no report of {', '.join(missing)}: run make matrix.\n")
+        return 1
+    inside = [case for name in columns for case in read_report(report(name), name)]
+    outside = [case for case in read_report(report("containers"), "") if case.column]
     notes: dict[str, str] = {}
-    parts = [HEAD, versions(), INSIDE, *render(inside, columns, notes)]
+    parts = [HEAD, versions(columns), INSIDE, *render(inside, columns, notes)]
     parts += [OUTSIDE, *render(outside, list(SUITES), notes)]
     parts += [f"- ({letter}) {reason}" for reason, letter in notes.items()]
     (HERE / "matrix.md").write_text("\n".join(parts) + "\n")
@@ -68,11 +72,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def reports() -> Iterator[Path]:
-    """The reports of the runs of the system tests."""
-    yield REPORTS / "host.xml"
-    yield from sorted(REPORTS.glob("*-root.xml"))
-    yield from sorted(REPORTS.glob("*-tester.xml"))
+def report(name: str) -> Path:
+    """The file of a report."""
+    return REPORTS / f"{name}.xml"
 
 
 def read_report(path: Path, column: str) -> Iterator[Case]:
@@ -90,13 +92,13 @@ def read_report(path: Path, column: str) -> Iterator[Case]:
         yield Case(file, test, own, outcome, reason)
 
 
-def versions() -> str:
+def versions(columns: Iterable[str]) -> str:
     """A line with the systemd of each run."""
     found = {}
-    for path in reports():
-        for node in ET.parse(path).getroot().iter("property"):
+    for name in columns:
+        for node in ET.parse(report(name)).getroot().iter("property"):
             if node.attrib["name"] == "systemd":
-                found[path.stem.partition("-")[0]] = node.attrib["value"]
+                found[name.partition("-")[0]] = node.attrib["value"]
     listed = ", ".join(f"{suite}: {version}" for suite, version in found.items())
     return f"systemd of each: {listed}.\n"
 

@@ -38,15 +38,23 @@ async def agent_on_terminal() -> AsyncIterator[None]:
         log.info("no %s is started: %s", AGENT, "in the background" if path else "not installed")
         yield
         return
-    with _terminal_restored():
+    with _terminal_restored(), contextlib.ExitStack() as pipe:
         reader, writer = os.pipe()
-        child = _start(path, writer)
+        pipe.callback(os.close, reader)
         try:
+            child = _start(path, writer)
+        except OSError as error:
+            log.warning("%s cannot be started: %s", path, error.strerror)
+            child = None
+        finally:
             os.close(writer)
+        if child is None:
+            yield
+            return
+        try:
             await _wait_for(reader, REGISTER_S, "has not registered with polkit")
             yield
         finally:
-            os.close(reader)
             await _end(child)
 
 

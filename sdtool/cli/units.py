@@ -13,7 +13,6 @@ from sdtool.cli.invocation import Invocation
 from sdtool.cli.views import show_owners, show_traces, show_units
 from sdtool.errors import InvalidArgument
 from sdtool.model.answer import Answer
-from sdtool.model.scope import Scope
 
 if TYPE_CHECKING:
     from sdtool.host import Host
@@ -71,8 +70,6 @@ def list_command(
         states=_split(states) + (["failed"] if failed else []),
         everything=everything,
     )
-    if all_managers and invocation.scope is Scope.USER:
-        raise InvalidArgument("--all-managers and --user exclude each other.")
 
     async def ask(host: Host) -> Answer[ListedUnit]:
         if all_managers:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sdtool.analysis import membership, ownership
-from sdtool.errors import AccessDenied, SdtoolError, Unavailable
+from sdtool.errors import AccessDenied, InvalidArgument, SdtoolError, Unavailable
 from sdtool.host.asking import nothing_matches, split
 from sdtool.host.ports import read_listeners_by_creator
 from sdtool.host.session import Session
 from sdtool.host.units import require_known_types, unit_patterns
 from sdtool.model.answer import Answer
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import Socket
 from sdtool.model.unit import ListedUnit, ListFilter, Unit
 from sdtool.sources import cgroups
@@ -54,9 +55,12 @@ async def list_all_managers(
 
     Raises:
         AccessDenied: We are not root.
-        InvalidArgument: An unknown unit type.
+        InvalidArgument: An unknown unit type, or the host is about a user manager.
         NoSuchUnit: No loaded unit of any manager matches the patterns.
     """
+    if session.scope is not Scope.SYSTEM:
+        sentence = "All managers are listed through the system's, not through a user's."
+        raise InvalidArgument(sentence, hint="leave --user out")
     _require_root()
     require_known_types(filters)
     wanted = unit_patterns(patterns)

@@ -143,9 +143,10 @@ class Contact:
         # The reference went with the connection: without it a unit may be forgotten unseen.
         for watch in waiting:
             await watch.hold()
+        asked_us = now_us()
         states = [(watch, await watch.read_state()) for watch in waiting]
         since_us, self._lost_us, self._reloading = self._lost_us, None, False
-        self._drain()
+        self._drain(asked_us)
         until_us = now_us()
         gap = ManagerGap(since_us=since_us or until_us, until_us=until_us, reason=self._reason)
         self._reason = ""
@@ -161,10 +162,7 @@ class Contact:
         asked_us = now_us()
         waiting = [watch for watch in self._watches if watch.is_waiting]
         states = [(watch, await watch.read_state()) for watch in waiting]
-        self._drain()
-        if any(isinstance(signal, ConnectionLost) for signal in self._later):
-            # It fell silent before it was given up.
-            self._lost_us = self._lost_us or asked_us
+        self._drain(asked_us)
         if self._lost_us is None:
             gap = ManagerGap(since_us=self._checked_us, until_us=now_us(), reason=UNTOLD)
             for watch, state in states:
@@ -174,11 +172,26 @@ class Contact:
             # Away without a word of its return, and here again: the word was lost.
             await self._resync()
 
-    def _drain(self) -> None:
-        """Take what was sent before the last answer; what changes the contact comes later."""
+    def _drain(self, asked_us: int) -> None:
+        """Take what was sent before the last answer; what changes the contact comes later.
+
+        Args:
+            asked_us: When the question was asked, during which a loss in the queue happened.
+        """
         while not self._signals.empty():
             signal = self._signals.get_nowait()
             if isinstance(signal, UnitChange | JobChange):
                 self._hand_on(signal)
             else:
                 self._later.append(signal)
+        if any(map(_is_loss, self._later)):
+            self._lost_us = self._lost_us or asked_us
+
+
+def _is_loss(signal: ManagerSignal) -> bool:
+    """Whether a signal says that nothing is heard from then on."""
+    if isinstance(signal, ManagerOwner):
+        return not signal.present
+    if isinstance(signal, ManagerReloading):
+        return signal.active
+    return isinstance(signal, ConnectionLost)

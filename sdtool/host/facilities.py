@@ -12,6 +12,7 @@ from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.messages import POLKIT
 from sdtool.sources.pidfds import probe_exit_info
+from sdtool.sources.reach import probe_bus
 
 Probe = Callable[[], tuple[bool, str]]
 
@@ -91,16 +92,19 @@ async def _probe_manager(session: Session) -> tuple[Facility, ...]:
     except SdtoolError as error:
         reason = _sentence(error)
         everything = "units cannot be asked about; ports and processes can"
+        answers, why = await probe_bus(session.scope)
         return (
-            _facility("bus", lambda: (False, reason), bus, everything),
+            _facility("bus", lambda: (answers, why), bus, everything),
             _facility("manager", lambda: (False, reason), manager, everything),
         )
     over_bus = info.transport == "bus"
-    way = f"over the bus, with {info.library}" if over_bus else info.transport_reason or ""
+    answers, way = over_bus, f"over the bus, with {info.library}"
+    if not over_bus:
+        answers, way = await probe_bus(session.scope)
     through = "" if over_bus else ", over its private socket"
     where = f"systemd {info.version}, the {info.scope} manager, units at {info.control_group}"
     return (
-        _facility("bus", lambda: (over_bus, way), bus, _cost_of_bus(session.scope)),
+        _facility("bus", lambda: (answers, way), bus, _cost_of_bus(session.scope)),
         _facility("manager", lambda: (True, where + through), manager, ""),
     )
 

@@ -166,6 +166,8 @@ async def _watch(
                     await _request(session, active, options, on_request, asking)
                     await asyncio.gather(*(watch.wait_for_end() for watch in active))
             except TimeoutError:
+                if not limit.expired():
+                    raise
                 for watch in active:
                     if not watch.finished and watch.failure is None:
                         watch.failure = _too_late(watch, options)
@@ -203,6 +205,8 @@ async def _request(
     for watch in _with_along(watches):
         watch.begin()
     for watch in watches:
+        if watch.failure is not None:
+            continue  # the manager was lost while another unit was asked about
         on_request(watch.name)
         await request_stop(session, watch, asking, interactive=options.interactive)
 

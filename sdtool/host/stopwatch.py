@@ -177,12 +177,8 @@ class StopWatch:
         """Whether the manager has said that it has a stop job for the unit."""
         return self.has_job or self._job is not None
 
-    async def _queue_job(self, *, interactive: bool) -> str | None:
-        """Queue the job; where the answer was lost look first, and ask again only if need be.
-
-        Returns:
-            Its path, None when it is over.
-        """
+    async def _queue_job(self, *, interactive: bool) -> str:
+        """Queue the job; where the answer was lost look first, and ask again only if need be."""
         job = await self._manager.queue_job("stop", self.name, interactive=interactive)
         for _ in range(ASK_AGAIN):
             if job is not None:
@@ -193,9 +189,9 @@ class StopWatch:
                 sentence = f"The manager was lost when {self.name} was to be stopped"
                 hint = f"whether the job was queued is not known: {error}"
                 raise Unavailable(f"{sentence}.", subject=self.name, hint=hint) from error
-            unit = state[0].unit if state is not None else None
-            if unit is not None and unit.job == "stop":
-                return state[0].job_path if state is not None else None
+            unit, path = (state[0].unit, state[0].job_path) if state is not None else (None, None)
+            if unit is not None and unit.job == "stop" and path is not None:
+                return path
             if unit is None or unit.job is not None or unit.active_state in ENDED:
                 self._job = LOST_JOB
                 gap = ManagerGap(
@@ -455,13 +451,13 @@ class StopWatch:
 
     def lose_manager(self, reason: str) -> None:
         """Give up watching: without the manager's word the report would not be true."""
-        if self._begun and not self._job_over.is_set():
-            self.failure = Unavailable(
-                f"The manager was lost while {self.name} was stopping; the stop job goes on.",
-                subject=self.name,
-                hint=reason,
-            )
-            self._job_over.set()
+        if not self._begun or self._job_over.is_set():
+            return
+        sentence = f"The manager was lost while {self.name} was stopping; the stop job goes on."
+        if not self.requested and not self.has_job:
+            sentence = f"The manager was lost before {self.name} was asked to stop."
+        self.failure = Unavailable(sentence, subject=self.name, hint=reason)
+        self._job_over.set()
 
     def crash(self, error: BaseException) -> None:
         """End the wait with a bug of ours; it comes out of ``wait_for_end``."""

@@ -44,6 +44,18 @@ def read_hierarchy() -> Path:
     return mount.path
 
 
+def _read_mirror() -> Path | None:
+    """Read where systemd's own cgroup v1 hierarchy is mounted, None where it is not.
+
+    A container that is shown cgroup v1 only has its units there as well.
+    """
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup ") and "name=systemd" in kind.split(" ")[-1].split(","):
+            return Path(fields.split(" ")[4])
+    return None
+
+
 def tree_of(pid: int) -> Path:
     """Name the directory of the sandbox that process ``pid`` of this pid namespace guards.
 
@@ -166,6 +178,13 @@ def remove(tree: Path) -> None:
             Path(directory).rmdir()
 
 
+def remove_mirror(name: str) -> None:
+    """Remove what a sandbox of this name has in systemd's cgroup v1 hierarchy, once it is over."""
+    mirror = _read_mirror()
+    if mirror is not None and _NAME.fullmatch(name):
+        remove(mirror / name)
+
+
 def sweep() -> tuple[Path, ...]:
     """Destroy the sandboxes whose guardian is dead, and return those that could not be.
 
@@ -174,6 +193,10 @@ def sweep() -> tuple[Path, ...]:
     """
     paths = read_hierarchy().glob("sdtool-sandbox-*")
     stale = [path for path in paths if _is_stale(path.name)]
+    mirror = _read_mirror()
+    for path in mirror.glob("sdtool-sandbox-*") if mirror else ():
+        if _is_stale(path.name):
+            remove(path)
     for path in stale:
         _kill(path)  # all of them, before any is waited for
     deadline = time.monotonic() + _SWEEP_TIMEOUT

@@ -23,10 +23,9 @@ from sdtool.sandbox.units import units_directory
 _HOME = "/opt/sdtool"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
-# No ``-P``: the directory that it adds to the path is the one given.
 _SDTOOL = f"""#!/bin/sh
 export PYTHONPATH={_HOME}/lib:{_HOME}/packages
-exec python3 -m sdtool "$@"
+exec python3 -P -m sdtool "$@"
 """
 
 _UNIT_PATHS = ("/usr/local/lib/systemd/system", "/usr/local/lib/systemd/user")
@@ -145,28 +144,29 @@ class Container(GuardedSandbox):
         ]
         return ["nsenter", "--target", str(self.pid), "--all", "--", *plain, *command]
 
-    def log_in(self, user: str = TESTER) -> None:
-        """Start the user manager of ``user``, and let it linger, with the demo units in it.
+    def log_in(self) -> None:
+        """Start the user manager of ``tester``, and let it linger, with the demo units in it.
 
         Raises:
             Unavailable: It did not come up.
         """
         runtime = f"/run/user/{TESTER_UID}"
-        steps = f"loginctl enable-linger {user} && systemctl start user@{TESTER_UID}.service"
+        steps = f"loginctl enable-linger {TESTER} && systemctl start user@{TESTER_UID}.service"
         steps += f" && ln -sfn {_HOME}/lib/units {runtime}/sdtool-units"
         try:
             done = self.run(["sh", "-c", steps], timeout=_LOGIN_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"The user manager of {user} did not come up in time.") from error
+            raise Unavailable(f"The user manager of {TESTER} did not come up in time.") from error
         if done.returncode != 0:
             raise Unavailable(
-                f"The user manager of {user} did not come up: {done.stderr.strip()}."
+                f"The user manager of {TESTER} did not come up: {done.stderr.strip()}."
             )
 
     def _prepare(self) -> tuple[str, str]:
         rootfs = obtain_rootfs(self.suite, self._on_progress)
         packages = obtain_packages(rootfs, self._requirements, self._on_progress)
-        self._in_use = [cache.use(rootfs), cache.use(packages)]
+        for directory in (rootfs, packages):
+            self._in_use.append(cache.use(directory))
         arguments = ["--private-network", "--resolv-conf=off", "--timezone=off"]
         arguments += [f"--hostname=sdtool-{self.suite}", *self._binds(packages), *self._arguments]
         config = ContainerConfig(

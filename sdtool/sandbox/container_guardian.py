@@ -8,6 +8,7 @@ machine would share a single ``/payload``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdtool.errors import Unavailable
+from sdtool.sandbox import cgroup
 from sdtool.sandbox.guardian import DIES_WITH_US, Guardian, guard
 from sdtool.sandbox.log import Writer
 
@@ -80,6 +82,7 @@ class ContainerGuardian(Guardian):
     def __init__(self, log: Writer, config: ContainerConfig) -> None:
         super().__init__(log)
         self._config = config
+        self._console: int | None = None
 
     def _launch(self) -> subprocess.Popen[bytes]:
         enter = [str(os.getpid()), str(self.tree / _LAUNCH / "cgroup.procs")]
@@ -113,9 +116,9 @@ class ContainerGuardian(Guardian):
             },
         )
         assert child.stdout is not None
-        self._console = child.stdout.fileno()
-        os.set_blocking(self._console, False)
-        self.listen(self._console, self._console_spoke)
+        self._console = console = child.stdout.fileno()
+        os.set_blocking(console, False)
+        self.listen(console, self._console_spoke)
         return child
 
     def _remount(self) -> str:
@@ -131,7 +134,13 @@ class ContainerGuardian(Guardian):
             raise Unavailable("The container's first process is gone.")
         return leader[0], f"{self.prefix}/{self.name}/{_BOX}/payload"
 
+    def _tear_down(self) -> bool:
+        clean = super()._tear_down()
+        cgroup.remove_mirror(self.name)
+        return clean
+
     def _console_spoke(self) -> bool:
+        assert self._console is not None
         text = os.read(self._console, 65536)
         self.append(text)
         if not text:
@@ -139,11 +148,11 @@ class ContainerGuardian(Guardian):
         return True
 
     def _drain(self) -> None:
-        try:
+        if self._console is None:
+            return
+        with contextlib.suppress(BlockingIOError):
             while text := os.read(self._console, 65536):
                 self.append(text)
-        except (AttributeError, BlockingIOError):
-            pass
 
 
 def _read_children(pid: int) -> list[int]:

@@ -68,10 +68,10 @@ class GuardedSandbox(Sandbox):
                 ends with the last lines of its log.
         """
         self.stop()
-        module, argument = self._prepare()
-        deadline = time.monotonic() + timeout
-        cgroup.sweep()
         try:
+            module, argument = self._prepare()
+            deadline = time.monotonic() + timeout
+            cgroup.sweep()
             self._spawn(module, argument)
             self._await_ready(deadline)
             self._await_service(deadline)

@@ -17,7 +17,7 @@ from pathlib import Path
 from sdtool.errors import AccessDenied, NotBooted, SdtoolError, Unavailable
 from sdtool.model.manager import ManagerInfo
 from sdtool.model.scope import Scope
-from sdtool.sources.bus import Connection, NoAnswer, RemoteError, unwrap
+from sdtool.sources.bus import BROKER, Connection, NoAnswer, RemoteError, unwrap
 from sdtool.sources.messages import (
     ABSENT,
     ERRORS,
@@ -74,6 +74,26 @@ async def reach(
                 else Unavailable(f"{'; '.join(reasons)}.")
             )
         await asyncio.sleep(PAUSE_S)
+
+
+async def probe_bus(scope: Scope) -> tuple[bool, str]:
+    """Whether the message bus itself answers, whoever is on it, and what it says if not."""
+    _, address = _addresses(scope)[0]
+    try:
+        connection = await Connection.open(address, deadline_s=CONNECT_TIMEOUT_S)
+        try:
+            await connection.call(
+                "/org/freedesktop/DBus",
+                BROKER,
+                "GetId",
+                destination=BROKER,
+                deadline_s=CONNECT_TIMEOUT_S,
+            )
+        finally:
+            await connection.close()
+    except (NoAnswer, RemoteError) as error:
+        return False, str(error)
+    return True, "it answers"
 
 
 async def _try(

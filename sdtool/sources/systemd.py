@@ -19,7 +19,6 @@ from sdtool.errors import (
     NoSuchProcess,
     NoSuchUnit,
     NotApplicable,
-    SdtoolError,
     Unavailable,
 )
 from sdtool.model.manager import (
@@ -66,6 +65,9 @@ PATIENCE_S = 4.0
 
 ABSENCE_S = 2.0
 """How long a manager that has left the bus is waited for before another way is tried."""
+
+REFERENCE_S = 0.5
+"""How long a reference on a unit is waited for, which is nothing but a help."""
 
 SPENT_S = 5.0
 """How long nothing is asked of a manager that did not answer: patience is spent once."""
@@ -173,6 +175,8 @@ class Manager:
             log.debug("%s: %s", member, failure)
             # Of many calls that fail for one reason the first to fail tells it best.
             self._failure = self._failure or failure
+            self._unheard_since = self._unheard_since or began
+            until = self._unheard_since + self._patience_s
             if clock() + PAUSE_S >= until:
                 raise self._give_up(subject) from failure
             if isinstance(failure, RemoteError) and clock() < began + ABSENCE_S:
@@ -184,12 +188,12 @@ class Manager:
         """When patience ends: it is one for all that is asked while nothing is heard."""
         if self._spent is not None and now < self._spent[0] + SPENT_S:
             raise self._unanswered(self._spent[1], subject)
-        if self._unheard_since is None or self._spent is not None:
-            self._unheard_since, self._spent = now, None
-        return self._unheard_since + self._patience_s
+        if self._spent is not None:
+            self._unheard_since = self._spent = None
+        return (self._unheard_since or now) + self._patience_s
 
     def _note_heard(self) -> None:
-        self._unheard_since = self._failure = None
+        self._unheard_since = self._failure = self._spent = None
 
     def _give_up(self, subject: str | None) -> Unavailable:
         reason = str(self._failure)
@@ -400,11 +404,14 @@ class Manager:
         if not self._gives_references:
             return False
         try:
-            await self._ask("Ref", path=unit_path(name), interface=UNIT, subject=name)
-        except SdtoolError as error:
-            log.debug("no reference on %s: %s", name, error)
+            await self._connection.call(unit_path(name), UNIT, "Ref", deadline_s=REFERENCE_S)
+        except NoAnswer as error:
             # Polkit decides about it too: one that is frozen costs its deadline once.
-            self._gives_references = not isinstance(error, Unavailable)
+            self._gives_references = not error.silent
+            log.debug("no reference on %s: %s", name, error)
+            return False
+        except RemoteError as error:
+            log.debug("no reference on %s: %s", name, error)
             return False
         return True
 

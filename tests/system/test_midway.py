@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from sdtool.sandbox import PrivateManager
-from tests.system.conftest import Client
-
-KILL_BROKER = "timeout 10 systemctl --user kill --signal=KILL dbus.service"
+from tests.system.bench import Bench, Client, flag_of, sdtool_argv
 
 MOMENTS = {
-    "reexec": "systemctl --user daemon-reexec",
-    "reload": "systemctl --user daemon-reload",
-    "broker": KILL_BROKER,
+    "reexec": "daemon-reexec",
+    "reload": "daemon-reload",
+    "broker": "kill --signal=KILL dbus.service",
 }
 
 
-def stop_with(manager: PrivateManager, moment: str, *options: str) -> dict[str, Any]:
+def bring_about(manager: Bench, moment: str) -> None:
+    """Have the bad moment; systemctl may lose the manager in it too."""
+    words = ["timeout", "10", "systemctl", flag_of(manager), *MOMENTS[moment].split()]
+    assert 124 != manager.run(words).returncode
+
+
+def stop_with(manager: Bench, moment: str) -> dict[str, Any]:
     """The report of a stop of what ignores SIGTERM, with a bad moment right after the signal."""
-    command = [sys.executable, "-m", "sdtool", "stop", "sdtool-ignores-term", "--user", "--jsonl"]
-    with subprocess.Popen(
-        manager.argv([*command, *options]), stdout=subprocess.PIPE, text=True
-    ) as child:
+    command = sdtool_argv(manager, "stop", "sdtool-ignores-term", "--jsonl")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         lines = []
         for line in child.stdout:
             lines.append(json.loads(line))
             if lines[-1].get("sub_state") == "stop-sigterm" and lines[-1]["kind"] == "state":
-                manager.run(["sh", "-c", MOMENTS[moment]])
+                bring_about(manager, moment)
     envelope = lines[-1]
     assert (1, []) == (envelope["exit"], envelope["errors"])
     (report,) = envelope["data"]
@@ -40,7 +40,7 @@ def stop_with(manager: PrivateManager, moment: str, *options: str) -> dict[str, 
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_stop_is_told_to_its_end(manager: PrivateManager, systemctl: Client, moment: str) -> None:
+def test_stop_is_told_to_its_end(manager: Bench, systemctl: Client, moment: str) -> None:
     """Every phase after the gap, the gap itself, and who was SIGKILLed."""
     systemctl("start", "sdtool-ignores-term")
 
@@ -58,17 +58,20 @@ def test_stop_is_told_to_its_end(manager: PrivateManager, systemctl: Client, mom
 
 
 def test_reads_are_answered_whatever_happens(
-    sdtool: Client, systemctl: Client, manager: PrivateManager
+    sdtool: Client, systemctl: Client, manager: Bench
 ) -> None:
     """list, trace and ports while the manager executes itself anew and reloads."""
     systemctl("start", "sdtool-graceful")
-    trouble = f"for _ in 1 2 3 4 5 6; do {MOMENTS['reexec']}; {MOMENTS['reload']}; done"
+    here = f"systemctl {flag_of(manager)}"
+    trouble = f"for _ in 1 2 3 4 5 6; do {here} daemon-reexec; {here} daemon-reload; done"
+    before = manager.log_text().count("Reexecuting")
     with subprocess.Popen(
         manager.argv(["bash", "-c", trouble]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as troubling:
         statuses = set()
         while troubling.poll() is None:
             for command in ("list", "trace sdtool-graceful", "ports sdtool-graceful"):
-                statuses.add(sdtool(*command.split(), "--user").returncode)
+                statuses.add(sdtool(*command.split()).returncode)
 
     assert {0} == statuses
+    assert before + 6 == manager.log_text().count("Reexecuting")

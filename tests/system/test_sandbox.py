@@ -426,7 +426,7 @@ def test_guardian_stopped_does_not_stop_the_owner_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A guardian that does not react is killed, and its work done by the owner."""
-    monkeypatch.setattr("sdtool.sandbox.private._STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr("sdtool.sandbox.guarded._STOP_TIMEOUT", 0.5)
     with PrivateManager() as manager:
         name = manager.control_group.split("/")[1]
         assert manager._guardian is not None
