@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ import click
 import typer
 
 from sdtool.cli.invocation import Invocation
-from sdtool.errors import Exit, Interrupted
+from sdtool.errors import Exit, Interrupted, InvalidArgument
 
 if TYPE_CHECKING:
     from sdtool.sandbox import Sandbox
@@ -83,9 +84,11 @@ def sandbox_command(
     try:
         invocation = ctx.ensure_object(Invocation)
         invocation.configure_logging()
+        suite = ctx.meta.get(SUITE)
+        if demo and (suite or command):
+            raise InvalidArgument("--demo takes neither a container nor a command.")
         if demo:
             return run_demo(invocation)
-        suite = ctx.meta.get(SUITE)
         return _run(command) if suite is None else _run_in_container(suite, command)
     except KeyboardInterrupt as error:
         raise Interrupted("Interrupted; the sandbox is gone.") from error
@@ -126,7 +129,9 @@ def _run_in_container(suite: str, command: Sequence[str] | None) -> int:
         container.log_in()
         if command is None and sys.stderr.isatty():
             sys.stderr.write(CONTAINER_GREETING.format(suite))
-        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        terminal = all(
+            stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)
+        )
         return _call(container.argv(command or ["bash", "--login"], terminal=terminal))
 
 
@@ -140,13 +145,30 @@ def _call(argv: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt: We got a SIGTERM or SIGHUP; the command is dead by then.
     """
-    with _ctrl_c_left_alone(), subprocess.Popen(argv) as process:
+    with _ctrl_c_left_alone(), _terminal_restored(), subprocess.Popen(argv) as process:
         try:
             status = process.wait()
         except BaseException:
             _end(process)
             raise
     return 128 - status if status < 0 else status
+
+
+@contextlib.contextmanager
+def _terminal_restored() -> Iterator[None]:
+    """Give the terminal back as it was: who passes one through may die before it does that."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    try:
+        yield
+    finally:
+        if os.tcgetpgrp(terminal) == os.getpgrp():  # else it is somebody else's now
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        os.close(terminal)
 
 
 @contextlib.contextmanager

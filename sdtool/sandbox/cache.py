@@ -24,8 +24,10 @@ _KEPT_S = 30 * 24 * 3600
 
 def cache_directory() -> Path:
     """Find the user's cache of sdtool: ``$XDG_CACHE_HOME/sdtool`` or ``~/.cache/sdtool``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sdtool"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not home.is_absolute():  # the XDG Base Directory Specification has such ones ignored
+        home = Path.home().absolute() / ".cache"
+    return home / "sdtool"
 
 
 def find(name: str) -> Path | None:
@@ -41,49 +43,54 @@ def obtain(name: str, make: Callable[[Path], None]) -> Path:
 
     Args:
         name: KIND-KEY; once it is made, others of its kind go that nobody used for a month.
-        make: Fills a new directory; what it raises is the caller's.
+        make: Fills a new directory; what it raises is the caller's. The directory above it is
+            its own too, for what it needs meanwhile.
 
     Raises:
         Unavailable: The cache cannot be written.
     """
     cache = cache_directory()
-    try:
+    path = cache / name
+    with _refusal_of(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f"{name}.lock"):
-            path = cache / name
-            if not path.is_dir():
-                _make(path, make)
-                _remove_others(path)
-            return path
-    except OSError as error:
-        raise Unavailable(f"The cache {cache} cannot be used: {error.strerror}.") from error
+        lock = (cache / f"{name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_dir():
+            _make(path, make)
+            _remove_others(path)
+    return path
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _refusal_of(path: Path) -> Iterator[None]:
+    try:
         yield
+    except OSError as error:
+        raise Unavailable(f"The cache {path} cannot be used: {error.strerror}.") from error
 
 
 def _make(path: Path, make: Callable[[Path], None]) -> None:
     # Its maker is dead, or the lock would not be ours.
     for remains in path.parent.glob(f"{_UNFINISHED}{path.name}-*"):
         shutil.rmtree(remains, ignore_errors=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
+    with _refusal_of(path.parent):
+        prefix = f"{_UNFINISHED}{path.name}-"
+        unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
-        unfinished.chmod(0o755)
-        make(unfinished)
-        unfinished.rename(path)
-    except BaseException:
+        content = unfinished / "content"
+        content.mkdir()
+        content.chmod(0o755)
+        make(content)
+        content.rename(path)
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _remove_others(path: Path) -> None:
     """Remove what this directory may replace; what is in use stays for the next time."""
     kind = path.name.rpartition("-")[0]
-    for other in path.parent.glob(f"{kind}-*"):
+    for other in (*path.parent.glob(f"{kind}-*"), *path.parent.glob(f"{_UNFINISHED}{kind}-*")):
         if other.is_dir() and time.time() - other.stat().st_mtime > _KEPT_S:
             with contextlib.suppress(OSError):
                 lock = _lock(other, fcntl.LOCK_EX)
@@ -93,9 +100,15 @@ def _remove_others(path: Path) -> None:
 
 
 def use(path: Path) -> int:
-    """Keep a directory from being removed until the descriptor that is returned is closed."""
-    fd = _lock(path, fcntl.LOCK_SH)
-    os.utime(path)
+    """Keep a directory from being removed until the descriptor that is returned is closed.
+
+    Raises:
+        Unavailable: It has just been removed, or is being.
+    """
+    with _refusal_of(path):
+        fd = _lock(path, fcntl.LOCK_SH)
+    with contextlib.suppress(OSError):  # a cache may be read-only
+        os.utime(path)
     return fd
 
 

@@ -28,6 +28,33 @@ export PYTHONPATH={_HOME}/lib:{_HOME}/packages
 exec python3 -P -m sdtool "$@"
 """
 
+# Around systemd-run, as root in no unit, and around the command, in its unit: systemd takes the
+# death by SIGTERM and its kin for a clean end, and systemd-run a lost bus. The shell knows better.
+_RUN = """
+exits=/run/sdtool-exits/$$
+mkdir -p -m 1777 /run/sdtool-exits
+systemd-run --setenv=SDTOOL_EXITS="$exits" "$@"
+status=$?
+if [ -s "$exits" ]; then
+    read -r status < "$exits"
+elif [ "$status" = 0 ]; then
+    echo "sdtool: How the command ended is not known: the bus or the system went down." >&2
+    status=69
+fi
+rm -f "$exits"
+exit "$status"
+"""
+
+_COMMAND = """
+trap : HUP INT QUIT PIPE TERM
+exits=$SDTOOL_EXITS
+unset SDTOOL_EXITS
+"$@"
+status=$?
+echo "$status" 2> /dev/null > "$exits"
+exit "$status"
+"""
+
 _UNIT_PATHS = ("/usr/local/lib/systemd/system", "/usr/local/lib/systemd/user")
 
 _LOGIN_TIMEOUT = 20.0
@@ -103,7 +130,8 @@ class Container(GuardedSandbox):
     ) -> list[str]:
         """Build the command line that runs ``command`` inside, as a unit of its own.
 
-        It ends with the exit status of the command, 255 where a signal ended that.
+        It ends with the exit status of the command, 128 and the number of a signal that ended
+        it, or 69 where that is not known, because the bus or the system went down.
 
         Args:
             command: Program and arguments.
@@ -119,12 +147,15 @@ class Container(GuardedSandbox):
         variables = {**self.environment, **(env or {})}
         if user == TESTER:
             variables["XDG_RUNTIME_DIR"] = f"/run/user/{TESTER_UID}"
-        run = ["systemd-run", "--quiet", "--wait", "--collect", "--pty" if terminal else "--pipe"]
+        run = ["--quiet", "--wait", "--collect", "--pty" if terminal else "--pipe"]
         run += [f"--uid={user}", f"--property=WorkingDirectory={directory}"]
+        # It ends with the command, whatever that leaves, and as it would in a shell.
+        run += ["--property=TimeoutStopSec=1", "--property=IgnoreSIGPIPE=no"]
         run += [f"--property={setting}" for setting in properties]
         run += [f"--setenv={name}={value}" for name, value in variables.items()]
         # The manager would take $NAME in an argument for a variable.
-        return self.enter([*run, "--", *(word.replace("$", "$$") for word in command)])
+        words = [word.replace("$", "$$") for word in ("sh", "-c", _COMMAND, "sh", *command)]
+        return self.enter(["sh", "-c", _RUN, "sh", *run, "--", *words])
 
     def enter(self, command: Sequence[str]) -> list[str]:
         """Build the command line that runs ``command`` inside as root without any unit.
@@ -162,7 +193,17 @@ class Container(GuardedSandbox):
                 f"The user manager of {TESTER} did not come up: {done.stderr.strip()}."
             )
 
+    def _require_visible(self) -> None:
+        """Check that nothing it is shown lies where the container's own /run will be."""
+        for path in (cache.cache_directory(), self._units, _PACKAGE, *self._bind.values()):
+            if path.resolve().is_relative_to("/run"):
+                raise Unavailable(
+                    f"A container cannot be shown {path}, which is below /run.",
+                    hint="move it, or set XDG_CACHE_HOME where it is the cache",
+                )
+
     def _prepare(self) -> tuple[str, str]:
+        self._require_visible()
         rootfs = obtain_rootfs(self.suite, self._on_progress)
         packages = obtain_packages(rootfs, self._requirements, self._on_progress)
         for directory in (rootfs, packages):

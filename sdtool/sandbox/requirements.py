@@ -91,13 +91,18 @@ def require_container(*, build: bool) -> None:
         AccessDenied: We are not root.
         Unavailable: A package is missing; all that are missing are named at once.
     """
+    require_root_for_container()
+    pip = ("uv",) if build and find_uv() is None else ()
+    _require("A container", {**_CONTAINER, **_BUILD} if build else _CONTAINER, pip)
+
+
+def require_root_for_container() -> None:
+    """Check that we are root.
+
+    Raises:
+        AccessDenied: We are not.
+    """
     _require_root("A container needs root for its namespaces and its cgroup.")
-    _require("A container", {**_CONTAINER, **_BUILD} if build else _CONTAINER)
-    if build and find_uv() is None:
-        raise Unavailable(
-            "A container needs uv, which installs sdtool's dependencies for its Python.",
-            hint="pip install uv, where sdtool is installed",
-        )
 
 
 def _require_root(sentence: str) -> None:
@@ -105,9 +110,15 @@ def _require_root(sentence: str) -> None:
         raise AccessDenied(sentence, hint="run it as root, with sudo for example")
 
 
-def _require(what: str, packages: Packages) -> None:
-    if missing := missing_packages(packages):
+def _require(what: str, packages: Packages, pip: tuple[str, ...] = ()) -> None:
+    apt = missing_packages(packages)
+    if apt or pip:
+        commands = [
+            f"{tool} install {' '.join(names)}"
+            for tool, names in (("apt", apt), ("pip", pip))
+            if names
+        ]
         raise Unavailable(
-            f"{what} needs what is not installed: {', '.join(missing)}.",
-            hint=f"apt install {' '.join(missing)}",
+            f"{what} needs what is not installed: {', '.join((*apt, *pip))}.",
+            hint=" && ".join(commands),
         )

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdtool.errors import InvalidArgument, Unavailable
 from sdtool.sandbox import cache
 from sdtool.sandbox.guardian import DIES_WITH_US
-from sdtool.sandbox.requirements import find_uv, require_container
+from sdtool.sandbox.requirements import find_uv, require_container, require_root_for_container
 
 Progress = Callable[[str], None]
 """Called with a sentence before something that takes long."""
@@ -112,7 +113,9 @@ def obtain_rootfs(suite: str, on_progress: Progress) -> Path:
         Unavailable: A package is missing, or the build failed.
     """
     if suite not in SUITES:
-        raise InvalidArgument(f"{suite} is no suite.", hint=f"one of {', '.join(SUITES)}")
+        hint = f"one of {', '.join(SUITES)}; -- goes before a command"
+        raise InvalidArgument(f"{suite} is no suite.", hint=hint)
+    require_root_for_container()
     options = [*_OPTIONS, *(_SID_OPTIONS if suite == "sid" else ())]
     name = f"{suite}-{_key(options)}"
     found = cache.find(name)
@@ -120,8 +123,18 @@ def obtain_rootfs(suite: str, on_progress: Progress) -> Path:
     if found is not None:
         return found
     on_progress(f"Building a root file system of {suite}, once; this takes about half a minute.")
-    command = [*DIES_WITH_US, *_ISOLATED, "mmdebstrap", "--quiet", *options, suite]
-    return cache.obtain(name, lambda path: _run("mmdebstrap", [*command, str(path)]))
+    command = [*DIES_WITH_US, *_ISOLATED, "mmdebstrap", *options, suite]
+
+    def build(path: Path) -> None:
+        try:
+            _run(
+                "mmdebstrap", [*command, str(path)], env={**os.environ, "TMPDIR": str(path.parent)}
+            )
+        except Unavailable as error:
+            hint = "it downloads from deb.debian.org, and needs about 600 MB of space"
+            raise Unavailable(str(error), hint=hint) from error
+
+    return cache.obtain(name, build)
 
 
 def obtain_packages(rootfs: Path, extra: Sequence[str], on_progress: Progress) -> Path:
@@ -142,7 +155,8 @@ def obtain_packages(rootfs: Path, extra: Sequence[str], on_progress: Progress) -
         return found
     require_container(build=True)
     on_progress(f"Installing sdtool's dependencies for Python {version}, once.")
-    command = [find_uv() or "uv", "pip", "install", "--quiet", "--python-version", version]
+    command = [*DIES_WITH_US, find_uv() or "uv", "pip", "install", "--quiet"]
+    command += ["--python-version", version]
     # Copies: a directory of the cache must not share files with uv's own.
     command += ["--python", sys.executable, "--link-mode=copy", "--target"]
     return cache.obtain(name, lambda path: _run("uv", [*command, str(path), *requirements]))
@@ -163,14 +177,19 @@ def _key(parts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _run(program: str, command: Sequence[str]) -> None:
+def _run(program: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
     """Run a build.
+
+    Args:
+        env: Its environment, our own by default.
 
     Raises:
         Unavailable: It failed; the message ends with its last lines.
     """
     done = subprocess.run(
         command,
+        env=env,
+        umask=0o022,  # other users than the maker's are to read it
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -179,5 +198,6 @@ def _run(program: str, command: Sequence[str]) -> None:
         check=False,
     )
     if done.returncode != 0:
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith(("E:", "Err:", "error:"))] or lines
         raise Unavailable(f"{program} failed: {'; '.join(said[-_ERROR_LINES:]) or 'wordless'}.")

@@ -10,17 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sdtool.errors import Unavailable
 from sdtool.sandbox import Container, cache
-from sdtool.sandbox.cgroup import read_hierarchy
 from sdtool.sandbox.rootfs import TESTER
 from tests.container.conftest import Boot
 from tests.container.system import System
+from tests.machine import children, eventually, processes_of, read, traces
 
 # A process that owns a container, with stubborn units and a command running in it.
 OWNER = """
@@ -37,48 +37,6 @@ sys.stdin.read()
 container.stop()
 print("stopped", flush=True)
 """
-
-
-def read(file: Path) -> str:
-    """Read a file of /proc, "" when its process is gone."""
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def traces(name: str) -> list[str]:
-    """List all that is left of a container: cgroups of any hierarchy, processes, sockets."""
-    found = [path for path, _, _ in os.walk("/sys/fs/cgroup") if f"/{name}" in path]
-    found += processes(name)
-    if name in read(Path("/proc/net/unix")):
-        found.append("/proc/net/unix")
-    for directory in ("/run/systemd/nspawn", "/run/systemd/machines", "/var/lib/machines"):
-        found += [str(path) for path in Path(directory).glob(f"*{name}*")]
-    return found
-
-
-def processes(name: str) -> list[str]:
-    """List the processes that are in a container's cgroups or see its mounts, zombies apart."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        alive = read(process / "stat").rpartition(") ")[2][:1] not in {"", "Z", "X"}
-        if alive and name in read(process / "cgroup") + read(process / "mountinfo"):
-            found.append(read(process / "stat"))
-    return found
-
-
-def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
-    """Wait until a condition holds; fail when it does not within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process's main thread."""
-    return [int(child) for child in read(Path(f"/proc/{pid}/task/{pid}/children")).split()]
 
 
 class Owner:
@@ -146,7 +104,7 @@ def test_owner_and_guardian_killed_at_once_are_swept_by_the_next(owner: Owner, s
     os.kill(owner.guardian, signal.SIGKILL)
     owner.process.kill()
     owner.process.communicate(timeout=30)
-    eventually(lambda: processes(owner.name) == [])
+    eventually(lambda: processes_of(owner.name) == [])
     with Container(suite):
         assert [] == traces(owner.name)
 
@@ -176,6 +134,29 @@ def test_command_is_a_unit_of_its_own(healthy: System) -> None:
     words, group = result.stdout.splitlines()
     assert (7, "$$a $b /home/tester /home/tester tester y") == (result.status, words)
     assert group.startswith("/system.slice/run-")
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("exit 3", 3),
+        ("kill -TERM $$", 143),
+        ("kill -INT $$", 130),
+        ("kill -PIPE $$", 141),
+        ("kill -KILL $$", 137),
+        ("exec no-such-command", 127),
+        ("trap '' TERM; sleep 500 & exit 4", 4),
+        ("yes | head -1 > /dev/null", 0),
+        ("systemctl restart dbus; sleep 2; exit 3", 69),
+    ],
+)
+def test_command_ends_as_it_would_in_a_shell(boot: Boot, script: str, status: int) -> None:
+    """Its own status, the signal's, or the word that it is not known; never a zero instead."""
+    result = boot().run(["sh", "-c", script])
+
+    assert status == result.status
+    assert "Broken pipe" not in result.stderr
+    assert result.seconds < 10
 
 
 def test_user_manager_of_tester_lingers_and_has_the_demo_units(healthy: System) -> None:
@@ -281,8 +262,9 @@ def test_killed_build_leaves_no_process_and_no_mount(own_cache: Path, suite: str
     """SIGKILL of who builds a root file system takes mmdebstrap and its mounts with it."""
     code = "import sys; from sdtool.sandbox.rootfs import obtain_rootfs\n"
     code += "obtain_rootfs(sys.argv[1], print)"
+    keyrings = set(Path("/tmp").glob("mmdebstrap*"))
     with subprocess.Popen([sys.executable, "-c", code, suite], stdout=subprocess.DEVNULL) as build:
-        eventually(lambda: list(own_cache.glob(".unfinished-*/etc")), timeout=60)
+        eventually(lambda: list(own_cache.glob(".unfinished-*/content/etc")), timeout=60)
         build.kill()
 
     def mentions() -> list[Path]:
@@ -290,6 +272,7 @@ def test_killed_build_leaves_no_process_and_no_mount(own_cache: Path, suite: str
         return [file for file in files if str(own_cache) in read(file)]
 
     eventually(lambda: mentions() == [])
+    assert keyrings == set(Path("/tmp").glob("mmdebstrap*"))
 
 
 def test_sandbox_command_takes_a_suite(suite: str) -> None:
@@ -309,13 +292,14 @@ def test_unknown_suite_is_a_usage_error() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert 2 == done.returncode
-    assert "sdtool: lenny is no suite.\n(one of bookworm, trixie, sid)\n" == done.stderr
+    assert (
+        "sdtool: lenny is no suite.\n(one of bookworm, trixie, sid; -- goes before a command)\n"
+        == done.stderr
+    )
 
 
 def test_missing_packages_are_one_apt_line(own_cache: Path) -> None:
     """Without the programs: exit 69, and the line that installs all of them."""
-    directory = read_hierarchy()
-    assert directory.is_dir()
     hide = "for tool in systemd-nspawn mmdebstrap; do mount --bind /dev/null $(command -v $tool); "
     hide += "done"
     script = (

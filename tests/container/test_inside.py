@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.container.suites import RUNS, Run, run_inside
+from tests.container.suites import REPORTS, RUNS, Run, run_inside
 
 Results = dict[Run, Future[CompletedProcess[str]]]
 
@@ -16,8 +17,9 @@ Results = dict[Run, Future[CompletedProcess[str]]]
 @pytest.fixture(scope="module")
 def results() -> Iterator[Results]:
     """All the runs, two at a time: most of what they do is to wait."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield {run: pool.submit(run_inside, run) for run in RUNS}
+    pool = ThreadPoolExecutor(max_workers=2)
+    yield {run: pool.submit(run_inside, run) for run in RUNS}
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.title)
@@ -26,3 +28,5 @@ def test_system_tests_pass_inside(results: Results, run: Run) -> None:
     done = results[run].result()
 
     assert 0 == done.returncode, f"{done.stdout[-20000:]}\n{done.stderr[-2000:]}"
+    cases = list(ET.parse(REPORTS / f"{run.title}.xml").getroot().iter("testcase"))
+    assert len(cases) > 100

@@ -83,7 +83,9 @@ class Inhabited(Sandbox):
         fields = "--output-fields=SYSLOG_IDENTIFIER,MESSAGE"
         shown = self._read("journalctl", "--output=json", fields, "--no-pager", "--boot")
         records = map(json.loads, shown.splitlines())
-        return "".join(f"{r.get('SYSLOG_IDENTIFIER', '?')}: {r['MESSAGE']}\n" for r in records)
+        return "".join(
+            f"{r.get('SYSLOG_IDENTIFIER', '?')}: {r.get('MESSAGE', '')}\n" for r in records
+        )
 
 
 Bench = PrivateManager | Inhabited

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from sdtool.errors import Unavailable
 from sdtool.sandbox import PrivateManager, log, units_directory
 from sdtool.sandbox.cgroup import destroy, read_hierarchy, sweep
 from sdtool.sandbox.journal import parse_record
+from tests.machine import eventually, is_alive, read, traces
 
 # A process that owns a sandbox and says what is in it; killing it is the tests' business.
 OWNER = """
@@ -36,43 +37,6 @@ sys.stdin.read()
 manager.stop()
 print("stopped", flush=True)
 """
-
-
-def read(file: Path) -> str:
-    """Read a file of /proc, "" when its process is gone."""
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    return read(Path(f"/proc/{pid}/stat")).rpartition(") ")[2][:1] not in {"", "Z", "X"}
-
-
-def traces(name: str, *, zombies: bool = False) -> list[str]:
-    """List all that is left of a sandbox: cgroups, processes, mounts, sockets of its name.
-
-    Zombies count where the guardian could reap them; orphans of an owner that died are for the
-    machine's init, which may take its time.
-    """
-    found = [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(name)]
-    for process in Path("/proc").glob("[0-9]*"):
-        mentions = name in read(process / "cgroup") + read(process / "mountinfo")
-        if mentions and (zombies or is_alive(int(process.name))):
-            found.append(read(process / "stat"))
-    if name in read(Path("/proc/net/unix")):
-        found.append("/proc/net/unix")
-    return found
-
-
-def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
-    """Wait until a condition holds; fail when it does not within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 class Owner:

@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sdtool.sandbox import units_directory
+from tests.machine import eventually
 from tests.system.bench import Bench, Client, flag_of
 
 UNITS = sorted(path.name for path in units_directory().iterdir() if path.is_file())
@@ -90,14 +90,6 @@ def listeners(manager: Bench) -> Callable[[], set[str]]:
         }
 
     return read
-
-
-def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
-    """Wait until a condition holds; fail when it does not within ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 def about(seconds: float) -> Callable[[float], bool]:
