@@ -285,11 +285,13 @@ def judge_port(
     rows: Sequence[SocketFacts],
     sockets: Sequence[Socket],
     other_namespaces: int = 0,
+    hidden: int = 0,
 ) -> tuple[PortOwnership, ...]:
     """Who owns a port: an entry for each protocol that has something, or one that says free.
 
     Args:
         other_namespaces: Network namespaces that were seen and not looked at.
+        hidden: Processes whose network namespace may not be seen.
         rows: All that the kernel has on this port.
         sockets: ``rows`` joined with their owners, in the same order.
     """
@@ -304,18 +306,21 @@ def judge_port(
         PortOwnership(
             port=spec.port,
             protocol=spec.protocol,
-            verdict=PortVerdict.UNKNOWN if other_namespaces else PortVerdict.FREE,
+            verdict=PortVerdict.UNKNOWN if other_namespaces or hidden else PortVerdict.FREE,
             owners=(),
             blocked_by=(),
-            hint=_free_hint(other_namespaces),
+            hint=_free_hint(other_namespaces, hidden),
         ),
     )
 
 
-def _free_hint(other_namespaces: int) -> str:
-    if not other_namespaces:
-        return "nothing in this network namespace has it"
-    return f"free in this network namespace; {other_namespaces} more were not looked at"
+def _free_hint(other_namespaces: int, hidden: int) -> str:
+    if other_namespaces:
+        return f"free in this network namespace; {other_namespaces} more were not looked at"
+    if hidden:
+        many = "1 process" if hidden == 1 else f"{hidden} processes"
+        return f"free in this network namespace; that of {many} may not be seen (root may)"
+    return "nothing in this network namespace has it"
 
 
 def _of_protocol(

@@ -6,8 +6,9 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -66,13 +67,14 @@ class Invocation:
         from sdtool.host import Host
 
         async def answer() -> T:
-            async with Host(self.scope) as host:
-                return await question(host)
+            with _cancelled_by_signals():
+                async with Host(self.scope) as host:
+                    return await question(host)
 
         self.configure_logging()
         try:
             return asyncio.run(answer())
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, asyncio.CancelledError) as error:
             raise Interrupted(self.farewell or "Interrupted.") from error
 
     def configure_logging(self) -> None:
@@ -160,6 +162,28 @@ class Invocation:
             emoji=False,
             markup=False,
         )
+
+
+@contextlib.contextmanager
+def _cancelled_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP cancel the question, as asyncio has Ctrl-C do.
+
+    An exception out of a signal's handler could come up anywhere in the event loop, and be lost.
+    """
+    import asyncio
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def lost_output(error: OSError) -> Unavailable:

@@ -188,7 +188,7 @@ class _View:
         self._units: set[str] = set()
         self._start_us: int | None = None
         self._states: dict[str, Event] = {}
-        self._asked = self._has_job = False
+        self._asked = self._has_job = self._printed = False
         self._live: Live | None = None
         if sys.stdout.isatty():
             from rich.live import Live
@@ -231,7 +231,7 @@ class _View:
             self._start_us = max(armed, default=events[0].at_us)
         if not self._has_job and any(e.kind is EventKind.JOB_NEW for e in events):
             self._has_job = True
-            if self._asked:
+            if self._asked and not self._printed:
                 self._start_us = min(e.at_us for e in events if e.kind is not EventKind.OBSERVER)
         self._states |= {e.unit: e for e in events if e.kind is EventKind.STATE}
         # All units have their observers armed before anything is asked: the first batch has them.
@@ -241,6 +241,7 @@ class _View:
             self._print(line)
 
     def _print(self, line: Text) -> None:
+        self._printed = True
         if self._live is not None:
             self._live.console.print(line)
         else:

@@ -46,7 +46,7 @@ async def read_facilities(session: Session) -> tuple[Facility, ...]:
         ),
         (
             "sock_diag",
-            probes.probe_sock_diag,
+            lambda: probes.probe_sock_diag(session.mount),
             "ports with the cgroup that created each",
             "the owner of a port is told by its holders alone",
         ),

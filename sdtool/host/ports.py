@@ -30,8 +30,9 @@ async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...
     rows = sockets.read_port(spec.port, PROTOCOLS[spec.protocol])
     ids = cgroups.read_ids(session.mount) if rows else {}
     scan = _scan_likely_holders(session, rows, ids or {})
-    others = 0 if rows else len(processes.read_other_namespaces())
-    return ownership.judge_port(spec, rows, await _join(session, rows, ids, scan), others)
+    others, hidden = (frozenset[int](), 0) if rows else processes.read_other_namespaces()
+    joined = await _join(session, rows, ids, scan)
+    return ownership.judge_port(spec, rows, joined, len(others), hidden)
 
 
 def _scan_likely_holders(

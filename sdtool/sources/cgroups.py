@@ -176,20 +176,22 @@ def read_process_cgroup(pid: int | str) -> str | None:
 
 
 def parse_process_cgroup(data: bytes) -> str | None:
-    """The ``0::`` line of /proc/PID/cgroup, or systemd's own hierarchy where that is all.
+    """The ``0::`` line of /proc/PID/cgroup, or systemd's own hierarchy where that is in use.
 
-    On a host with cgroup v1 only the unified line is missing.
+    With cgroup v1 only the unified line is missing, or it is "/" for all: nobody moves a process
+    there. Where both are in use systemd keeps the same path in both.
     """
-    named = None
+    unified = named = None
     for line in data.decode(errors="surrogateescape").split("\n"):
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         path = path.removesuffix(" (deleted)")
         if hierarchy == "0":
-            return None if path == "/.." or path.startswith("/../") else path
-        if controllers == "name=systemd":
+            unified = path
+        elif controllers == "name=systemd":
             named = path
-    return named
+    found = named if unified in (None, "/") and named else unified
+    return None if found is None or f"{found}/".startswith("/../") else found
 
 
 def read_manager_root() -> str:

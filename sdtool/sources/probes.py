@@ -50,9 +50,11 @@ def probe_cgroups(mount: CgroupMount) -> tuple[bool, str]:
     return True, f"{'hybrid' if mount.hybrid else 'unified'}, at {mount.path}"
 
 
-def probe_sock_diag() -> tuple[bool, str]:
+def probe_sock_diag(mount: CgroupMount) -> tuple[bool, str]:
     """Whether sockets come with the id of the cgroup that created them."""
     rows = sockets.read_listeners()
+    if mount.version == 1:
+        return False, "cgroup ids name no unit on cgroup v1"
     if rows and all(row.cgroup_id is None for row in rows):
         return False, "the kernel names no cgroup ids (needs Linux 5.9 with cgroup2)"
     return True, f"{len(rows)} listening sockets in this network namespace, with cgroup ids"

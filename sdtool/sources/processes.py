@@ -193,10 +193,11 @@ def read_netns(pid: int | str) -> int | None:
     return None
 
 
-def read_other_namespaces() -> frozenset[int]:
-    """The network namespaces, beside our own, of the processes that we may look into."""
-    seen = {read_netns(pid) for pid in read_pids()}
-    return frozenset(one for one in seen - {read_netns("self")} if one is not None)
+def read_other_namespaces() -> tuple[frozenset[int], int]:
+    """The network namespaces beside our own, and of how many processes they may not be seen."""
+    seen = [(pid, read_netns(pid)) for pid in read_pids()]
+    hidden = sum(1 for pid, netns in seen if netns is None and read_identity(pid) is not None)
+    return frozenset(netns for _, netns in seen if netns) - {read_netns("self")}, hidden
 
 
 # Signals -------------------------------------------------------------------------------------

@@ -205,13 +205,56 @@ def test_root_without_ptrace_says_what_it_cannot_see(healthy: System) -> None:
 def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     """On cgroup v1 units, processes and stops are told; doctor says what is missing."""
     system = boot(cgroups="legacy")
-    system.run(["systemctl", "start", "sdtool-forks"])
+    system.run(["systemctl", "start", "sdtool-forks", "sdtool-graceful"])
+    main = system.enter(["systemctl", "show", "-P", "MainPID", "sdtool-graceful"]).stdout.strip()
 
     (row,) = system.sdtool("list", "sdtool-forks").data
     (trace,) = system.sdtool("trace", "sdtool-forks").data
-    cgroups = system.facility("cgroups")
+    (pid,) = system.sdtool("pid", main).data
+    (port,) = system.sdtool("port", "18080/tcp").data
+    (listener,) = system.sdtool("ports", "sdtool-graceful").data
+    facilities = {one["facility"]: one for one in system.sdtool("doctor").data}
     stopped = system.sdtool("stop", "sdtool-forks")
 
+    graceful = "sdtool-graceful.service"
     assert 4 == row["processes"] == len(trace["processes"])
-    assert (False, True) == (cgroups["available"], "v1" in cgroups["reason"])
+    assert [graceful] * 3 == [pid["unit"], port["owners"][0]["unit"], listener["unit"]]
+    assert (False, True) == (
+        facilities["cgroups"]["available"],
+        "v1" in facilities["cgroups"]["reason"],
+    )
+    assert False is facilities["sock_diag"]["available"]
     assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
+
+
+@pytest.mark.capability("cgroup v1")
+@pytest.mark.parametrize("suite", ["bookworm"])
+def test_cgroup_v1_protects_sdtool_from_itself(boot: Boot) -> None:
+    """A stop of the unit that sdtool runs in is refused there too."""
+    command = "sdtool stop sdtool-t-self --json > /tmp/answer; echo $? >> /tmp/answer; sleep 100"
+    system = boot(cgroups="legacy")
+
+    run = ["systemd-run", "--unit=sdtool-t-self", "sh", "-c", command.replace("$", "$$")]
+    system.enter(run)
+    system.enter(
+        ["sh", "-c", "for i in $(seq 50); do grep -qx 4 /tmp/answer && break; sleep .1; done"]
+    )
+
+    active = system.enter(["systemctl", "is-active", "sdtool-t-self"]).stdout
+    answer = system.enter(["cat", "/tmp/answer"]).stdout
+    assert ("active\n", True) == (active, "sdtool itself runs in it" in answer)
+
+
+def test_port_in_a_hidden_namespace_is_not_called_free(healthy: System) -> None:
+    """What root cannot rule out, an ordinary user cannot either: unknown, with the reason."""
+    serve = ["/opt/sdtool/lib/units/bin/serve", "127.0.0.1:18099/tcp"]
+    unit = ["systemd-run", "--quiet", "--unit=sdtool-t-own-net", "--service-type=notify"]
+    made = healthy.enter([*unit, "--property=PrivateNetwork=yes", *serve])
+    assert 0 == made.status, made.stderr
+
+    roots = healthy.sdtool("port", "18099/tcp")
+    others = healthy.sdtool("port", "18099/tcp", user=TESTER)
+
+    for result in (roots, others):
+        assert (1, "unknown") == (result.status, result.data[0]["verdict"])
+        assert "free in this network namespace" in result.data[0]["hint"]

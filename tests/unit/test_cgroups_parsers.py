@@ -113,6 +113,8 @@ def test_directory_of_a_cgroup_is_below_the_mount() -> None:
         (b"0::/\n", "/"),
         (b"9:name=systemd:/v1\n1:cpu:/\n0::/system.slice/a.service\n", "/system.slice/a.service"),
         (b"9:name=systemd:/system.slice/a.service\n1:cpu,cpuacct:/\n", "/system.slice/a.service"),
+        (b"1:name=systemd:/system.slice/a.service\n0::/\n", "/system.slice/a.service"),
+        (b"1:name=systemd:/\n0::/\n", "/"),
         (b"1:cpu:/\n", None),
         (b"", None),
         (b"0::/a.service (deleted)\n", "/a.service"),
@@ -122,7 +124,7 @@ def test_directory_of_a_cgroup_is_below_the_mount() -> None:
     ],
 )
 def test_cgroup_of_a_process_is_read(data: bytes, expected: str | None) -> None:
-    """The unified line wins; outside our cgroup namespace is not known."""
+    """The unified line wins unless nobody uses it; outside our cgroup namespace is not known."""
     assert expected == parse_process_cgroup(data)
 
 
