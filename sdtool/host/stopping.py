@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdtool.analysis import phases, protection, timeline
+from sdtool.analysis.events import sort_events
 from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError
 from sdtool.host import contact
 from sdtool.host.asking import split
@@ -178,7 +179,7 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
     """Hand on what happened to any of the units until then, in the order it happened."""
     ready = [event for watch in watches for event in watch.take_events(until_us)]
     if ready:
-        on_events(timeline.sort_events(ready))
+        on_events(sort_events(ready))
 
 
 @contextlib.asynccontextmanager

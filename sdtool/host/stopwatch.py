@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdtool.analysis import phases, timeline
+from sdtool.analysis.events import SIGNAL_LEAD_US, exits_by_pid
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
 from sdtool.host.eventlog import HOLD_BACK_US, EventLog, now_us
 from sdtool.host.members import Members
@@ -170,7 +171,7 @@ class StopWatch:
         What the first phase did came before the first word of it, and the job before that.
         """
         if self._answered_us is not None and at_us >= self._answered_us - HOLD_BACK_US:
-            self._requested_us = min(self._requested_us, at_us - timeline.SIGNAL_LEAD_US)
+            self._requested_us = min(self._requested_us, at_us - SIGNAL_LEAD_US)
 
     @property
     def queued(self) -> bool:
@@ -519,7 +520,7 @@ class StopWatch:
         waiting = self._members.still_watched()
         if self.policy is not None and self.policy.kill_mode in ("process", "none"):
             # The others may stay: wait only for the reaping of those that ended.
-            ended = timeline.exits_by_pid(self._log.events)
+            ended = exits_by_pid(self._log.events)
             waiting = frozenset(process for process in waiting if process.pid in ended)
         return released and not waiting
 
