@@ -16,6 +16,7 @@ from sdtool.analysis.ownership import (
     read_path,
     socket_owners,
 )
+from sdtool.analysis.phases import ENDED
 from sdtool.analysis.signals import predict
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
 from sdtool.model.sockets import ListeningSocket, Socket
@@ -278,7 +279,7 @@ def _explain_management(
         return False, f"it runs in login session {owner.session}: started from a terminal there"
     if owner.innermost is None:
         return False, f"no unit has it: its cgroup is {path}"
-    if details is not None and details.unit.active_state in ("inactive", "failed"):
+    if details is not None and details.unit.active_state in ENDED:
         state = details.unit.active_state
         return False, f"it is left over: {details.unit.name} is {state}"
     if owner.innermost == INIT_SCOPE:

@@ -12,6 +12,9 @@ ALL_ROLES = frozenset(Role)
 KNOWN_ROLES = frozenset({Role.MAIN, Role.CONTROL})
 SIGKILL = "SIGKILL"
 
+ENDED = frozenset({"inactive", "failed"})
+"""The active states of a unit that is down: no stop goes on, and none is needed."""
+
 
 def is_stopping(sub_state: str) -> bool:
     """Whether a SubState is a phase of a stop, for every unit type that can be stopped."""

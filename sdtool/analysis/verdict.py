@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sdtool.analysis.events import exits_by_pid, main_end
-from sdtool.analysis.phases import kills_rest
+from sdtool.analysis.phases import ENDED, kills_rest
 from sdtool.model.stop import EventKind, ProcessFate, StopRecord, Verdict
 
 FAILED_JOBS = frozenset(
@@ -75,7 +75,7 @@ def _failure(record: StopRecord) -> str | None:
 
 
 def _is_up(record: StopRecord) -> bool:
-    return record.active_state not in ("inactive", "failed")
+    return record.active_state not in ENDED
 
 
 def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:

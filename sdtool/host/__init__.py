@@ -1,8 +1,11 @@
 """One machine, or one service manager of it, observed: the library's API.
 
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
-methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping`` with
-``stopwatch``, ``contact``, ``observers``, ``members`` and ``eventlog``, ``facilities``.
+methods live in modules by verb: ``units`` (list, trace, pid), ``census`` (list of all managers),
+``ports`` (port, ports), ``stopping`` (stop), ``facilities`` (doctor). A stop stands on
+``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``, ``observers`` and
+``eventlog``, and ``contact`` (the manager, lost and found). All share a ``session``; ``asking``
+keeps several answers in order.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:
@@ -17,11 +20,11 @@ from types import TracebackType
 
 from sdtool.analysis.membership import filter_listeners
 from sdtool.host.asking import ask_each, resolve, split
-from sdtool.host.authorization import Asking
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
+from sdtool.host.requesting import Asking
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
 from sdtool.host.units import explain_pid, list_units, trace_unit
