@@ -8,9 +8,9 @@ from collections.abc import Callable
 from sdtool.errors import SdtoolError
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
+from sdtool.model.names import POLKIT
 from sdtool.model.scope import Scope
 from sdtool.sources import probes
-from sdtool.sources.messages import POLKIT
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.reach import probe_bus
 

@@ -13,25 +13,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
+from sdtool.analysis.authorization import explain_refusal, may_be_polkits, needs_person
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
 from sdtool.host.told import State
+from sdtool.model.names import POLKIT
 from sdtool.model.scope import Scope
-from sdtool.model.unit import Unit
-from sdtool.sources.bus import CALL_TIMEOUT_S, INTERACTIVE_TIMEOUT_S, NoAnswer
-from sdtool.sources.messages import (
-    AUTHORIZATION_REQUIRED,
-    MANAGE_UNITS,
-    ONLY_BY_DEPENDENCY,
-    POLKIT,
-)
 from sdtool.sources.systemd import Manager
 
 ASK_AGAIN = 3
 """How often a stop is asked for anew when the manager was lost before it had answered."""
-
 
 Asking = Callable[[str], AbstractAsyncContextManager[None]]
 """Entered with a unit's name while polkit may ask a person about it."""
@@ -47,9 +40,9 @@ async def request_stop(
     """
     await _request(session, watch, interactive=False)
     refusal = watch.failure
-    if refusal is None or not _is_polkits(session, refusal):
+    if refusal is None or not (_asks_polkit(session) and may_be_polkits(refusal)):
         return
-    asked = interactive and _needs_person(refusal)
+    asked = interactive and needs_person(refusal)
     if asked:
         for each in (watch, *watch.along):
             each.told.begin(after_question=True)
@@ -116,63 +109,18 @@ async def _look(watch: StopWatch) -> State | None:
         ) from error
 
 
-def _is_polkits(session: Session, error: SdtoolError) -> bool:
-    """Whether polkit had a say: it has none for root, nor with a user's own manager."""
-    if session.scope is not Scope.SYSTEM or os.geteuid() == 0:
-        return False
-    if isinstance(error, AccessDenied):
-        return error.name != ONLY_BY_DEPENDENCY
-    return _is_silence(error)
-
-
-def _is_silence(error: SdtoolError) -> bool:
-    cause = error.__cause__
-    return isinstance(error, Unavailable) and isinstance(cause, NoAnswer) and cause.silent
-
-
-def _needs_person(error: SdtoolError) -> bool:
-    return isinstance(error, AccessDenied) and error.name == AUTHORIZATION_REQUIRED
+def _asks_polkit(session: Session) -> bool:
+    """Whether polkit has a say: it has none for root, nor with a user's own manager."""
+    return session.scope is Scope.SYSTEM and os.geteuid() != 0
 
 
 async def _explain(session: Session, unit: str, error: SdtoolError, *, asked: bool) -> SdtoolError:
-    """Say who refused, and what would lift it.
-
-    The manager says "Permission denied" for a rule that says no, for a person who could not
-    prove who they are, and for a polkit that is not there: only its unit tells them apart.
-    """
+    """Say who refused, and what would lift it."""
     try:
         manager = await session.manager()
         (polkit,) = await manager.list_named([POLKIT])
     except SdtoolError:
         return error  # it is the manager that does not answer
-    sentence, hint = _words(unit, polkit, error, asked)
-    name = error.name if isinstance(error, AccessDenied) else None
-    return AccessDenied(sentence, subject=unit, hint=f"{hint}, or run as root", name=name)
-
-
-def _words(unit: str, polkit: Unit, error: SdtoolError, asked: bool) -> tuple[str, str]:
-    needs = f"Stopping {unit} needs authorization for {MANAGE_UNITS}"
-    if _is_silence(error) and asked:
-        return f"{needs}: nobody gave it within {INTERACTIVE_TIMEOUT_S:g} s.", "try again"
-    if _is_silence(error):
-        sentence = f"{needs}, and polkit does not answer within {CALL_TIMEOUT_S:g} s."
-        return sentence, f"systemctl status {POLKIT} may say why"
-    if _needs_person(error) and asked:
-        return f"{needs}, and no polkit agent could ask for it.", (
-            "pkttyagent, which comes with polkit, asks in a login session"
-        )
-    if _needs_person(error):
-        return f"{needs}, and nobody was asked for it.", (
-            "without --no-ask-password polkit asks for a password on a terminal"
-        )
-    if polkit.active_state != "active" and polkit.load_state == "masked":
-        return f"{needs}, and polkit is masked.", f"systemctl unmask {POLKIT}"
-    if polkit.active_state != "active" and polkit.load_state == "not-found":
-        return f"{needs}, and polkit is not installed.", "install polkit"
-    if polkit.active_state != "active":
-        return f"{needs}, and polkit does not run.", f"see systemctl status {POLKIT}"
-    if asked:
-        return f"{needs}: it was dismissed, or the authentication failed.", "try again"
-    return f"{needs}, and polkit's rules do not give it to this user.", (
-        "have a rule in /etc/polkit-1/rules.d allow it"
-    )
+    sentence, hint = explain_refusal(unit, polkit, error, asked=asked)
+    reason = error.reason if isinstance(error, AccessDenied) else None
+    return AccessDenied(sentence, subject=unit, hint=hint, reason=reason)

@@ -200,11 +200,14 @@ class Manager:
         self._spent = (asyncio.get_running_loop().time(), reason)
         return self._unanswered(reason, subject)
 
-    def _unanswered(self, reason: str, subject: str | None) -> Unavailable:
+    def _unanswered(
+        self, reason: str, subject: str | None, silent_s: float | None = None
+    ) -> Unavailable:
         return Unavailable(
             f"The {self.info.scope} manager does not answer: {reason}.",
             subject=subject,
             hint="it may be reloading, or the bus was restarted: try again",
+            silent_s=silent_s,
         )
 
     async def _renew(self, broken: Connection, until: float, subject: str | None = None) -> None:
@@ -407,7 +410,7 @@ class Manager:
             await self._connection.call(unit_path(name), UNIT, "Ref", deadline_s=REFERENCE_S)
         except NoAnswer as error:
             # Polkit decides about it too: one that is frozen costs its deadline once.
-            self._gives_references = not error.silent
+            self._gives_references = error.silent_s is None
             log.debug("no reference on %s: %s", name, error)
             return False
         except RemoteError as error:
@@ -427,8 +430,9 @@ class Manager:
             interactive: Let polkit ask the user for a password.
 
         Raises:
-            Unavailable: No answer in time: the manager is frozen, or polkit is, or a person who
-                should have entered a password has not.
+            AccessDenied: The manager refused; the ``reason`` says whether a person could help.
+            Unavailable: No answer in time (``silent_s``): the manager is frozen, or polkit is, or
+                a person who should have entered a password has not.
         """
         connection = self._connection
         try:
@@ -442,8 +446,8 @@ class Manager:
             )
             return str(path)
         except NoAnswer as error:
-            if error.silent:
-                raise self._unanswered(str(error), name) from error
+            if error.silent_s is not None:
+                raise self._unanswered(str(error), name, error.silent_s) from error
             log.debug("%s of %s: %s", verb, name, error)
         except RemoteError as error:
             if error.name not in ABSENT:
