@@ -68,8 +68,14 @@ class Host:
     ) -> tuple[ListedUnit, ...]:
         """The active and failed units, or those that the filters ask for, by name.
 
+        Args:
+            patterns: Names and globs as systemctl takes them; none for all units.
+            filters: Which of them; the active and failed ones if None.
+
         Raises:
-            NoSuchUnit: A pattern matches no loaded unit.
+            InvalidArgument: A pattern is no unit name, or a filter names an unknown unit type.
+            AccessDenied: The bus does not let us talk to the manager.
+            NoSuchUnit: No loaded unit matches the patterns.
             Unavailable: The manager cannot be reached.
         """
         return await list_units(self._session, patterns, filters or ListFilter())
@@ -79,11 +85,19 @@ class Host:
     ) -> Answer[ListedUnit]:
         """The same for the system's manager and every user manager that runs, as root.
 
-        A user manager that does not answer within about 4 seconds is an error beside the others.
+        The system's units come first, then those of each user by uid. A user manager that does
+        not answer within about 4 seconds is an error beside the others.
+
+        Args:
+            patterns: Names and globs as systemctl takes them; none for all units.
+            filters: Which of them; the active and failed ones if None.
 
         Raises:
+            InvalidArgument: A pattern is no unit name, a filter names an unknown unit type, or
+                this host is about a user manager.
             AccessDenied: We are not root.
-            NoSuchUnit: A pattern matches no loaded unit of any manager.
+            NoSuchUnit: No loaded unit of any manager matches the patterns.
+            Unavailable: The system's manager cannot be reached.
         """
         return await list_all_managers(self._session, patterns, filters or ListFilter())
 
@@ -139,15 +153,22 @@ class Host:
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
+        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
+        host would take the first one's signals. A unit that could not be stopped, or not watched
+        to its end, is an error of the answer, beside the reports of the others.
+
         Args:
+            units: Names and globs as systemctl takes them.
+            options: How to stop; the defaults of ``StopOptions`` if None.
+            on_events: Called with events about 50 ms after they happened, in the order of
+                their times.
             on_request: Called with the name of each unit just before its stop is asked for.
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
-            on_events: Called with events about 50 ms after they happened, in the order of
-                their times.
 
-        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
-        host would take the first one's signals.
+        Raises:
+            AccessDenied: We may not ask what a glob stands for, or have the manager's signals.
+            Unavailable: The manager does not answer to those, before any stop is asked for.
         """
         names = await resolve(self._session, units)
         return await stop_units(
