@@ -24,7 +24,7 @@ Imports nothing of ours, so every room may raise these.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import ClassVar
 
 
@@ -80,11 +80,19 @@ class NotApplicable(SdtoolError):
     exit = Exit.NOT_APPLICABLE
 
 
+class Refusal(StrEnum):
+    """What the manager says of its refusal."""
+
+    NEEDS_PERSON = "needs-person"
+    ONLY_BY_DEPENDENCY = "only-by-dependency"
+    DENIED = "denied"
+
+
 class AccessDenied(SdtoolError):
     """The manager, polkit or the kernel refused; the hint names what would permit it.
 
     Attributes:
-        name: The D-Bus error name as it came; None where it was not the manager that refused.
+        reason: What the manager says of it; None where it was not the manager that refused.
     """
 
     exit = Exit.DENIED
@@ -95,10 +103,10 @@ class AccessDenied(SdtoolError):
         *,
         subject: str | None = None,
         hint: str | None = None,
-        name: str | None = None,
+        reason: Refusal | None = None,
     ) -> None:
         super().__init__(message, subject=subject, hint=hint)
-        self.name = name
+        self.reason = reason
 
 
 class CriticalUnit(AccessDenied):
@@ -130,9 +138,25 @@ class BadUnitSetting(NotConfigured):
 
 
 class Unavailable(SdtoolError):
-    """No systemd manager or bus can be reached, or it stopped answering."""
+    """No systemd manager or bus can be reached, or it stopped answering.
+
+    Attributes:
+        silent_s: Seconds that a request for a job went without an answer though the connection
+            stood: whoever was asked thinks about it. None for any other reason.
+    """
 
     exit = Exit.UNAVAILABLE
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        subject: str | None = None,
+        hint: str | None = None,
+        silent_s: float | None = None,
+    ) -> None:
+        super().__init__(message, subject=subject, hint=hint)
+        self.silent_s = silent_s
 
 
 class NotBooted(Unavailable):

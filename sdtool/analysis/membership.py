@@ -16,8 +16,10 @@ from sdtool.analysis.ownership import (
     read_path,
     socket_owners,
 )
+from sdtool.analysis.phases import ENDED
 from sdtool.analysis.signals import predict
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
+from sdtool.model.scope import Scope, is_foreign
 from sdtool.model.sockets import ListeningSocket, Socket
 from sdtool.model.unit import (
     CgroupOwner,
@@ -29,9 +31,6 @@ from sdtool.model.unit import (
 )
 
 DEFAULT_KILL_SIGNAL = "SIGTERM"
-
-SYSTEM, USER = "system", "user"
-"""What the manager of a ``CgroupOwner`` is called when it is the system's, or the one asked."""
 
 UnitKey = tuple[str, str]
 """(manager, unit): every user manager has an app.slice."""
@@ -214,7 +213,7 @@ def _keys(manager: str | None, unit: str | None) -> list[UnitKey]:
     """The unit, and the system's unit whose part it is where its manager is a user's."""
     if manager is None or unit is None:
         return []
-    outer = [(SYSTEM, manager)] if manager not in (SYSTEM, USER) else []
+    outer: list[UnitKey] = [(Scope.SYSTEM, manager)] if is_foreign(manager) else []
     return [*outer, (manager, unit)]
 
 
@@ -224,8 +223,8 @@ def asked_unit(unit: str | None, manager: str | None, roots: ManagerRoots) -> st
     For the system manager the unit of a user is a part of that user's user@UID.service.
     """
     if roots.user is not None:
-        return unit if manager == "user" else None
-    return unit if manager == "system" else manager
+        return unit if manager == Scope.USER else None
+    return unit if manager == Scope.SYSTEM else manager
 
 
 def filter_listeners(
@@ -278,7 +277,7 @@ def _explain_management(
         return False, f"it runs in login session {owner.session}: started from a terminal there"
     if owner.innermost is None:
         return False, f"no unit has it: its cgroup is {path}"
-    if details is not None and details.unit.active_state in ("inactive", "failed"):
+    if details is not None and details.unit.active_state in ENDED:
         state = details.unit.active_state
         return False, f"it is left over: {details.unit.name} is {state}"
     if owner.innermost == INIT_SCOPE:

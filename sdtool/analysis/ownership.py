@@ -16,6 +16,7 @@ from itertools import takewhile
 
 from sdtool.model.names import UNIT_TYPES
 from sdtool.model.process import Container
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import (
     Creator,
     Holder,
@@ -32,7 +33,7 @@ from sdtool.model.sockets import (
     SocketUnit,
     Via,
 )
-from sdtool.model.unit import CgroupOwner, ManagerRoots
+from sdtool.model.unit import CgroupOwner, ManagerRoots, Unit
 
 USER_MANAGER = re.compile(r"user@\d+\.service")
 SESSION = re.compile(r"session-(.+)\.scope")
@@ -79,15 +80,26 @@ def read_levels(path: str, roots: ManagerRoots) -> list[tuple[str, list[str]]]:
     """
     asked = None if roots.user is None else _below(path, roots.user)
     parts = _below(path, roots.system)
-    levels = []
+    levels: list[tuple[str, list[str]]] = []
     if parts is not None:
         _, unit, rest = _split(parts)
-        levels.append(("system", _units_on_the_way(parts, unit)))
+        levels.append((Scope.SYSTEM, _units_on_the_way(parts, unit)))
         if asked is None and unit is not None and USER_MANAGER.fullmatch(unit):
             levels.append((unit, _units_on_the_way(rest, _split(rest)[1])))
     if asked is not None:
-        levels.append(("user", _units_on_the_way(asked, _split(asked)[1])))
+        levels.append((Scope.USER, _units_on_the_way(asked, _split(asked)[1])))
     return levels
+
+
+def running_user_managers(units: Iterable[Unit]) -> list[str]:
+    """Those of the system's units that run a user manager now, by uid."""
+    running = [unit.name for unit in units if unit.active_state in ("active", "reloading")]
+    return sorted(filter(USER_MANAGER.fullmatch, running), key=uid_of_manager)
+
+
+def uid_of_manager(unit: str) -> int:
+    """The uid that user@UID.service runs the manager of."""
+    return int(unit.removeprefix("user@").removesuffix(".service"))
 
 
 def _units_on_the_way(parts: Sequence[str], unit: str | None) -> list[str]:

@@ -10,6 +10,10 @@ from sdtool.model.stop import INFINITY, Limit, StopPolicy
 
 ALL_ROLES = frozenset(Role)
 KNOWN_ROLES = frozenset({Role.MAIN, Role.CONTROL})
+SIGKILL = "SIGKILL"
+
+ENDED = frozenset({"inactive", "failed"})
+"""The active states of a unit that is down: no stop goes on, and none is needed."""
 
 
 def is_stopping(sub_state: str) -> bool:
@@ -42,6 +46,12 @@ def roles_signalled(policy: StopPolicy, sub_state: str) -> frozenset[Role]:
     if policy.kill_mode == "mixed":
         return ALL_ROLES if is_kill_phase(sub_state) else KNOWN_ROLES
     return KNOWN_ROLES if policy.kill_mode == "process" else frozenset()
+
+
+def kills_rest(policy: StopPolicy) -> bool:
+    """Whether those that outlive the main process get SIGKILL and nothing before it (mixed)."""
+    final = policy.final_kill_signal
+    return policy.kill_mode == "mixed" and policy.send_sigkill and final == SIGKILL
 
 
 def limit_of(policy: StopPolicy, sub_state: str) -> Limit | None:

@@ -77,7 +77,7 @@ def stop_command(
 def _parse_observers(text: str | None) -> frozenset[str] | None:
     if text is None:
         return None
-    from sdtool.host.stopwatch import OBSERVERS
+    from sdtool.host.observers import OBSERVERS
 
     wanted = frozenset(part for part in text.split(",") if part) - {"none"}
     unknown = wanted - frozenset(OBSERVERS)

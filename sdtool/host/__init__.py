@@ -1,8 +1,11 @@
 """One machine, or one service manager of it, observed: the library's API.
 
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
-methods live in modules by verb: ``units`` (list, trace, pid), ``ports``, ``stopping`` with
-``stopwatch``, ``contact``, ``observers``, ``members`` and ``eventlog``, ``facilities``.
+methods live in modules by verb: ``units`` (list, trace, pid), ``census`` (list of all managers),
+``ports`` (port, ports), ``stopping`` (stop), ``facilities`` (doctor). A stop stands on
+``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``, ``observers`` and
+``eventlog``, and ``contact`` (the manager, lost and found). All share a ``session``; ``asking``
+keeps several answers in order.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:
@@ -17,11 +20,11 @@ from types import TracebackType
 
 from sdtool.analysis.membership import filter_listeners
 from sdtool.host.asking import ask_each, resolve, split
-from sdtool.host.authorization import Asking
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_port
+from sdtool.host.requesting import Asking
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
 from sdtool.host.units import explain_pid, list_units, trace_unit
@@ -65,8 +68,14 @@ class Host:
     ) -> tuple[ListedUnit, ...]:
         """The active and failed units, or those that the filters ask for, by name.
 
+        Args:
+            patterns: Names and globs as systemctl takes them; none for all units.
+            filters: Which of them; the active and failed ones if None.
+
         Raises:
-            NoSuchUnit: A pattern matches no loaded unit.
+            InvalidArgument: A pattern is no unit name, or a filter names an unknown unit type.
+            AccessDenied: The bus does not let us talk to the manager.
+            NoSuchUnit: No loaded unit matches the patterns.
             Unavailable: The manager cannot be reached.
         """
         return await list_units(self._session, patterns, filters or ListFilter())
@@ -76,11 +85,19 @@ class Host:
     ) -> Answer[ListedUnit]:
         """The same for the system's manager and every user manager that runs, as root.
 
-        A user manager that does not answer within about 4 seconds is an error beside the others.
+        The system's units come first, then those of each user by uid. A user manager that does
+        not answer within about 4 seconds is an error beside the others.
+
+        Args:
+            patterns: Names and globs as systemctl takes them; none for all units.
+            filters: Which of them; the active and failed ones if None.
 
         Raises:
+            InvalidArgument: A pattern is no unit name, a filter names an unknown unit type, or
+                this host is about a user manager.
             AccessDenied: We are not root.
-            NoSuchUnit: A pattern matches no loaded unit of any manager.
+            NoSuchUnit: No loaded unit of any manager matches the patterns.
+            Unavailable: The system's manager cannot be reached.
         """
         return await list_all_managers(self._session, patterns, filters or ListFilter())
 
@@ -136,15 +153,22 @@ class Host:
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
+        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
+        host would take the first one's signals. A unit that could not be stopped, or not watched
+        to its end, is an error of the answer, beside the reports of the others.
+
         Args:
+            units: Names and globs as systemctl takes them.
+            options: How to stop; the defaults of ``StopOptions`` if None.
+            on_events: Called with events about 50 ms after they happened, in the order of
+                their times.
             on_request: Called with the name of each unit just before its stop is asked for.
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
-            on_events: Called with events about 50 ms after they happened, in the order of
-                their times.
 
-        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
-        host would take the first one's signals.
+        Raises:
+            AccessDenied: We may not ask what a glob stands for, or have the manager's signals.
+            Unavailable: The manager does not answer to those, before any stop is asked for.
         """
         names = await resolve(self._session, units)
         return await stop_units(

@@ -68,7 +68,7 @@ async def list_all_managers(
     units = await system.list_units(wanted)
     async with AsyncExitStack() as stack:
         until = asyncio.get_running_loop().time() + ANSWER_S
-        names = await _running_user_managers(system)
+        names = ownership.running_user_managers(await system.list_units(["user@*.service"]))
         asked = await asyncio.gather(*(_ask(name, wanted, until, stack) for name in names))
         found = split(asked)
         if patterns and not found.errors and not (units or any(one.units for one in found.data)):
@@ -79,7 +79,7 @@ async def list_all_managers(
         if listeners is not None:
             listeners = await _name_user_sockets(listeners, found.data, until)
     census = membership.take_census(tree.paths, tree.members, listeners, roots)
-    rows = membership.list_units(_wanted(filters, units), census, membership.SYSTEM)
+    rows = membership.list_units(_wanted(filters, units), census, Scope.SYSTEM)
     for one in found.data:
         rows += membership.list_units(_wanted(filters, one.units), census, one.unit, one.user)
     return Answer(data=rows, errors=found.errors)
@@ -97,31 +97,19 @@ def _wanted(filters: ListFilter, units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in units if membership.wants(filters, unit)]
 
 
-async def _running_user_managers(system: Manager) -> list[str]:
-    """The units that run a user manager now, by uid."""
-    units = await system.list_units(["user@*.service"])
-    running = [unit.name for unit in units if unit.active_state in ("active", "reloading")]
-    return sorted(filter(ownership.USER_MANAGER.fullmatch, running), key=_uid)
-
-
-def _uid(unit: str) -> int:
-    return int(unit.removeprefix("user@").removesuffix(".service"))
-
-
 async def _ask(
     unit: str, patterns: Sequence[str], until: float, stack: AsyncExitStack
 ) -> _UserManager | SdtoolError:
     """Connect to a user manager, until the stack is closed, and have its units."""
-    user = read_user_name(_uid(unit))
+    uid = ownership.uid_of_manager(unit)
+    user = read_user_name(uid)
     try:
-        manager = await _in_time(Manager.open_user(_uid(unit)), until)
+        manager = await _in_time(Manager.open_user(uid), until)
         stack.push_async_callback(manager.close)
         units = await _in_time(manager.list_units(patterns), until)
     except SdtoolError as error:
-        return Unavailable(
-            f"The manager of user {user} ({unit}) was asked in vain: {error}", subject=unit,
-            hint=f"systemctl status {unit}",
-        )  # fmt: skip
+        sentence = f"The manager of user {user} ({unit}) was asked in vain: {error}"
+        return Unavailable(sentence, subject=unit, hint=f"systemctl status {unit}")
     return _UserManager(unit=unit, user=user, manager=manager, units=units)
 
 

@@ -124,7 +124,7 @@ class Contact:
         else:
             watch = self._by_name.get(signal.unit)
         if watch is not None:
-            watch.on_signal(signal)
+            watch.told.on_signal(signal)
 
     def _lose(self, reason: str) -> None:
         """Note since when nothing is heard, and why; the last word on it counts."""
@@ -150,10 +150,10 @@ class Contact:
         until_us = now_us()
         gap = ManagerGap(since_us=since_us or until_us, until_us=until_us, reason=self._reason)
         self._reason = ""
-        policies = [watch.policy for watch in waiting]
+        policies = [watch.told.policy for watch in waiting]
         for watch, state in states:
             watch.resync(state, gap, told=True)
-        if policies != [watch.policy for watch in waiting]:
+        if policies != [watch.told.policy for watch in waiting]:
             self._on_policy()
         self._checked_us = until_us
 

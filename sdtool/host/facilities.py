@@ -4,77 +4,89 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from sdtool.errors import SdtoolError
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
+from sdtool.model.names import POLKIT
 from sdtool.model.scope import Scope
 from sdtool.sources import probes
-from sdtool.sources.messages import POLKIT
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.reach import probe_bus
 
-Probe = Callable[[], tuple[bool, str]]
+Finding = tuple[bool, str]
+"""Whether a facility is available, and what was found, or why it is not."""
+
+KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
+    (
+        "cgroups",
+        lambda session: probes.probe_cgroups(session.mount),
+        "the units of sockets and processes, a cgroup that empties during a stop",
+        "the creators of sockets are unknown, and when a cgroup emptied",
+    ),
+    (
+        "privileges",
+        lambda _: probes.probe_privileges(),
+        "holders of sockets, signalfd and sigwait users",
+        "holders of other users' sockets are null; some dispositions are unknown",
+    ),
+    (
+        "proc",
+        lambda _: probes.probe_proc(),
+        "the processes of every user",
+        "other users' processes are counted, but nothing is said of them",
+    ),
+    (
+        "pidfd",
+        lambda _: probe_exit_info(),
+        "exits with their wait status while a unit stops",
+        "only main and control processes have an exit status, from systemd",
+    ),
+    (
+        "sock_diag",
+        lambda session: probes.probe_sock_diag(session.mount),
+        "ports with the cgroup that created each",
+        "the owner of a port is told by its holders alone",
+    ),
+    (
+        "tracefs",
+        lambda _: probes.probe_tracefs(),
+        "the kernel's own record of signals (not used yet)",
+        "signals sent are inferred",
+    ),
+    (
+        "journal",
+        lambda _: probes.probe_journal(),
+        "past stops and failures (not used yet)",
+        "nothing that is answered yet",
+    ),
+)
+"""The facilities that need no manager: name, probe, what each gives, what its lack costs."""
 
 
 async def read_facilities(session: Session) -> tuple[Facility, ...]:
     """Every facility with the truth about it; the manager and its bus first."""
-    asked: tuple[tuple[str, Probe, str, str], ...] = (
-        (
-            "cgroups",
-            lambda: probes.probe_cgroups(session.mount),
-            "the units of sockets and processes, a cgroup that empties during a stop",
-            "the creators of sockets are unknown, and when a cgroup emptied",
-        ),
-        (
-            "privileges",
-            probes.probe_privileges,
-            "holders of sockets, signalfd and sigwait users",
-            "holders of other users' sockets are null; some dispositions are unknown",
-        ),
-        (
-            "proc",
-            probes.probe_proc,
-            "the processes of every user",
-            "other users' processes are counted, but nothing is said of them",
-        ),
-        (
-            "pidfd",
-            probe_exit_info,
-            "exits with their wait status while a unit stops",
-            "only main and control processes have an exit status, from systemd",
-        ),
-        (
-            "sock_diag",
-            lambda: probes.probe_sock_diag(session.mount),
-            "ports with the cgroup that created each",
-            "the owner of a port is told by its holders alone",
-        ),
-        (
-            "tracefs",
-            probes.probe_tracefs,
-            "the kernel's own record of signals (not used yet)",
-            "signals sent are inferred",
-        ),
-        (
-            "journal",
-            probes.probe_journal,
-            "past stops and failures (not used yet)",
-            "nothing that is answered yet",
-        ),
-    )
     return (
         *await _probe_manager(session),
         await _probe_authorization(session),
-        *(_facility(*one) for one in asked),
+        *(
+            _facility(name, _find(partial(probe, session)), gives, costs)
+            for name, probe, gives, costs in KERNEL
+        ),
     )
 
 
-def _facility(name: str, probe: Probe, gives: str, costs: str) -> Facility:
+def _find(probe: Callable[[], Finding]) -> Finding:
+    """What a probe finds; what keeps it from finding out is a finding too."""
     try:
-        available, reason = probe()
+        return probe()
     except (SdtoolError, OSError) as error:
-        available, reason = False, str(error)
+        return False, str(error)
+
+
+def _facility(name: str, finding: Finding, gives: str, costs: str) -> Facility:
+    available, reason = finding
     return Facility(
         facility=name,
         available=available,
@@ -94,8 +106,8 @@ async def _probe_manager(session: Session) -> tuple[Facility, ...]:
         everything = "units cannot be asked about; ports and processes can"
         answers, why = await probe_bus(session.scope)
         return (
-            _facility("bus", lambda: (answers, why), bus, everything),
-            _facility("manager", lambda: (False, reason), manager, everything),
+            _facility("bus", (answers, why), bus, everything),
+            _facility("manager", (False, reason), manager, everything),
         )
     over_bus = info.transport == "bus"
     answers, way = over_bus, f"over the bus, with {info.library}"
@@ -104,8 +116,8 @@ async def _probe_manager(session: Session) -> tuple[Facility, ...]:
     through = "" if over_bus else ", over its private socket"
     where = f"systemd {info.version}, the {info.scope} manager, units at {info.control_group}"
     return (
-        _facility("bus", lambda: (answers, way), bus, _cost_of_bus(session.scope)),
-        _facility("manager", lambda: (True, where + through), manager, ""),
+        _facility("bus", (answers, way), bus, _cost_of_bus(session.scope)),
+        _facility("manager", (True, where + through), manager, ""),
     )
 
 
@@ -113,15 +125,15 @@ async def _probe_authorization(session: Session) -> Facility:
     gives = "stops of units"
     if os.geteuid() == 0 or session.scope is Scope.USER:
         who = "root" if os.geteuid() == 0 else "its own user"
-        return _facility(
-            "polkit", lambda: (True, f"not asked: the manager obeys {who}"), gives, ""
-        )
+        return _facility("polkit", (True, f"not asked: the manager obeys {who}"), gives, "")
     try:
         (unit,) = await (await session.manager()).list_named([POLKIT])
     except SdtoolError as error:
         reason = _sentence(error)
-        return _facility("polkit", lambda: (False, reason), gives, "no stop can be asked for")
-    return _facility("polkit", lambda: probes.probe_polkit(unit), gives, "every stop is refused")
+        return _facility("polkit", (False, reason), gives, "no stop can be asked for")
+    return _facility(
+        "polkit", _find(partial(probes.probe_polkit, unit)), gives, "every stop is refused"
+    )
 
 
 def _cost_of_bus(scope: Scope) -> str:

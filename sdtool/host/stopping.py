@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdtool.analysis import phases, protection, timeline
+from sdtool.analysis.events import sort_events
+from sdtool.analysis.phases import ENDED
 from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError
 from sdtool.host import contact
 from sdtool.host.asking import split
-from sdtool.host.authorization import Asking, request_stop
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
+from sdtool.host.requesting import Asking, request_stop
 from sdtool.host.session import Session
-from sdtool.host.stopwatch import ENDED, StopWatch
+from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
@@ -41,7 +43,7 @@ class StopOptions:
             take by its own limits, which can be for ever.
         force: Stop critical units too.
         interactive: Let polkit ask a person, where its rules want that.
-        observers: Names of the observers to use; None for all (see ``stopwatch.OBSERVERS``).
+        observers: Names of the observers to use; None for all (see ``observers.OBSERVERS``).
     """
 
     deadline_s: float | None = None
@@ -178,7 +180,7 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
     """Hand on what happened to any of the units until then, in the order it happened."""
     ready = [event for watch in watches for event in watch.take_events(until_us)]
     if ready:
-        on_events(timeline.sort_events(ready))
+        on_events(sort_events(ready))
 
 
 @contextlib.asynccontextmanager
@@ -203,7 +205,7 @@ async def _request(
 ) -> None:
     """Ask for all the stops; a unit may be on its way down with the first of them."""
     for watch in _with_along(watches):
-        watch.begin()
+        watch.told.begin()
     for watch in watches:
         if watch.failure is not None:
             continue  # the manager was lost while another unit was asked about
@@ -217,7 +219,7 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
         return options.deadline_s
     longest = 0.0
     for watch in watches:
-        policies = [each.policy for each in (watch, *watch.along) if each.policy]
+        policies = [each.told.policy for each in (watch, *watch.along) if each.told.policy]
         for limit in map(phases.worst_case, policies):
             if limit == INFINITY:
                 return None
@@ -227,11 +229,11 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
 
 def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
     after = f"{options.deadline_s:g} s" if options.deadline_s else "all of systemd's own limits"
-    if not watch.requested:
+    if not watch.told.requested:
         return DeadlineExceeded(
             f"{watch.name} was not asked to stop: {after} had passed.", subject=watch.name
         )
-    if not watch.queued:
+    if not watch.told.queued:
         return DeadlineExceeded(
             f"{watch.name} was asked to stop, and had no job after {after}.", subject=watch.name
         )

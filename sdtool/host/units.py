@@ -44,9 +44,8 @@ async def list_units(
         roots,
     )
     wanted = [unit for unit in units if membership.wants(filters, unit)]
-    if session.scope is Scope.SYSTEM:
-        return membership.list_units(wanted, census, membership.SYSTEM)
-    return membership.list_units(wanted, census, membership.USER, read_user_name(os.getuid()))
+    user = read_user_name(os.getuid()) if session.scope is Scope.USER else None
+    return membership.list_units(wanted, census, session.scope, user)
 
 
 def unit_patterns(patterns: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ class Facility:
     """One source of facts.
 
     Attributes:
-        facility: Its name: bus, manager, cgroups, pidfd-exit-info ...
+        facility: Its name: bus, manager, cgroups, pidfd ...
         reason: What was found, or why it is not available and what would lift that.
         gives: The answers that stand on it.
         costs: What the answers lack without it; None where it is available.

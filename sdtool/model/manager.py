@@ -30,7 +30,11 @@ class ManagerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MainExit:
-    """How and when the main process of a service ended, as the manager was told by wait(2)."""
+    """How and when the main process of a service ended, as the manager was told by wait(2).
+
+    Attributes:
+        at_us: By CLOCK_MONOTONIC, the manager's own time.
+    """
 
     pid: int
     at_us: int
@@ -41,8 +45,8 @@ class MainExit:
 class UnitChange:
     """Properties of a unit that changed, from one PropertiesChanged signal.
 
-    A field is None when the signal did not carry it. Times come from the message, never from
-    its arrival.
+    A field is None when the signal did not carry it. Times (CLOCK_MONOTONIC) come from the
+    message, never from its arrival.
     """
 
     unit_path: str
@@ -79,21 +83,35 @@ class ManagerOwner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost:
-    """The connection to the manager ended; nothing more will come over it."""
+    """The connection to the manager ended; nothing more will come over it.
+
+    Attributes:
+        reason: What ended it, in words.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionRenewed:
-    """There is a new connection, and signals come over it; those in between were lost."""
+    """There is a new connection, and signals come over it; those in between were lost.
+
+    Attributes:
+        reason: What ended the old one, in words.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerGap:
-    """A time in which nothing was heard of the manager, and why."""
+    """A time in which nothing was heard of the manager, by CLOCK_MONOTONIC.
+
+    Attributes:
+        since_us: From when on its signals may be missing.
+        until_us: When it had been asked for what was missed.
+        reason: Why nothing was heard, in words.
+    """
 
     since_us: int
     until_us: int

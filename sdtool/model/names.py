@@ -9,6 +9,12 @@ import re
 
 from sdtool.errors import InvalidArgument
 
+POLKIT = "polkit.service"
+"""The unit of what decides who may stop others."""
+
+MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
+"""What polkit calls it to start and stop units."""
+
 UNIT_TYPES = frozenset(
     {"service", "socket", "target", "device", "mount", "automount", "swap", "timer", "path"}
     | {"slice", "scope"}

@@ -10,3 +10,12 @@ class Scope(StrEnum):
 
     SYSTEM = "system"
     USER = "user"
+
+
+def is_foreign(manager: str | None) -> bool:
+    """Whether a manager is neither the system's nor the one that was asked.
+
+    Args:
+        manager: A ``Scope``, or the user@UID.service that runs another one; None for none.
+    """
+    return manager is not None and manager not in tuple(Scope)

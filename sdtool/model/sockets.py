@@ -99,7 +99,7 @@ class Creator:
 
     Attributes:
         unit: The innermost unit of that cgroup; None outside every unit.
-        manager: Whose unit it is: "system", "user" (the manager asked) or a user@UID.service.
+        manager: Whose unit it is: a ``Scope``, USER the manager asked, or a user@UID.service.
         control_group: Its path.
     """
 

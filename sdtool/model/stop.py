@@ -221,8 +221,10 @@ class StopRecord:
         released: Its listening ports that are free now.
         held: Its listening ports that are still taken.
         along: How the units went down that were pulled along.
-        job_result_reason: Why the job's result is not known.
-        result_reason: Why the unit's result is not known.
+        job_result: systemd's word for how the job ended.
+        job_result_reason: Why that is not known; None when it is known, or there was no job.
+        result: The unit's Result=.
+        result_reason: Why that is not known; None when it is known, or the type has none.
         started_again: It runs anew: the stop was over, whatever became of the job.
         result_before: The result that stood before the stop.
         already_inactive: There was nothing to stop.
@@ -283,8 +285,9 @@ class StopReport:
         duration_us: From the request to the end of the job.
         events: Sorted by ``at_us``.
         job_result: systemd's word for the job; "done" even for a stop that ended in SIGKILL.
-        job_result_reason: Why it is not known.
-        result_reason: Why the result is not known.
+        job_result_reason: Why that is not known; None when it is known, or there was no job.
+        result: The unit's Result= after the stop.
+        result_reason: Why that is not known; None when it is known, or the type has none.
         killed: Pids that the manager SIGKILLed.
         verdict: The worst that is true of the unit and of those that went down along.
         also_stopped: Units that went down along, through dependencies.

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sdtool.model.process import Process
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import Socket
 from sdtool.model.stop import StopPolicy
 
@@ -67,7 +68,7 @@ class ListedUnit(Unit):
     """A unit in a list: read in one sweep, so only what one sweep gives is filled in.
 
     Attributes:
-        manager: Whose unit it is: "system", "user" for your own manager (``--user``), or the
+        manager: Whose unit it is: a ``Scope``, USER for your own manager (``--user``), or the
             user@UID.service that runs another one.
         manager_user: The user whose manager it is; None for the system's.
         processes: Number of processes in its cgroup and all sub-cgroups; None when the
@@ -171,8 +172,8 @@ class CgroupOwner:
     def manager(self) -> str | None:
         """Whose unit the innermost one is; None when there is none.
 
-        "system", "user" for the user manager that was asked, or another one's user@UID.service.
+        A ``Scope``, USER for the user manager that was asked, or another one's user@UID.service.
         """
         if self.user_unit is None:
-            return "system" if self.unit else None
-        return "user" if self.asked else self.unit
+            return Scope.SYSTEM if self.unit else None
+        return Scope.USER if self.asked else self.unit

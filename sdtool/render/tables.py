@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sdtool.model.facility import Facility
 from sdtool.model.process import Container, ProcessOwner
+from sdtool.model.scope import is_foreign
 from sdtool.model.sockets import (
     ListeningSocket,
     PortOwner,
@@ -78,7 +79,7 @@ def state(active_state: str, text: str | None = None) -> Text:
 
 def render_units(units: Sequence[ListedUnit]) -> RenderableType:
     """The table of ``list``; LOAD and MANAGER stand only where they say something."""
-    with_manager = any(unit.manager not in ("system", "user") for unit in units)
+    with_manager = any(is_foreign(unit.manager) for unit in units)
     manager = ("MANAGER",) if with_manager else ()
     with_load = any(unit.load_state != "loaded" for unit in units)
     load = ("LOAD",) if with_load else ()
@@ -152,8 +153,7 @@ def label_unit(unit: str | None, manager: str | None) -> str | None:
     """A unit's name, with its manager where that is not the one that was asked."""
     if unit is None:
         return None
-    foreign = manager is not None and manager not in ("system", "user")
-    return clean(f"{unit} of {manager}" if foreign else unit)
+    return clean(f"{unit} of {manager}" if is_foreign(manager) else unit)
 
 
 def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:

@@ -52,13 +52,16 @@ class NoAnswer(Exception):
 
     Attributes:
         may_pass: A bus that starts, or a manager that does, can be the reason: ask again.
-        silent: The deadline passed and the connection stands: whoever was asked thinks about it.
+        silent_s: The deadline that passed while the connection stood: whoever was asked thinks
+            about it. None where it was something else.
     """
 
-    def __init__(self, reason: str, *, may_pass: bool = True, silent: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, may_pass: bool = True, silent_s: float | None = None
+    ) -> None:
         super().__init__(reason)
         self.may_pass = may_pass
-        self.silent = silent
+        self.silent_s = silent_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +272,8 @@ class Connection:
                 reply = await self._bus.call(message)
         except TimeoutError as error:
             reason = self._lost or f"{message.member} was not answered"
-            raise NoAnswer(reason, silent=self._lost is None) from error
+            silent_s = deadline_s if self._lost is None else None
+            raise NoAnswer(reason, silent_s=silent_s) from error
         except Exception as error:
             raise NoAnswer(
                 self._lost or f"the connection to the bus ended: {_reason(error)}"

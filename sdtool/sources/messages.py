@@ -18,6 +18,7 @@ from sdtool.errors import (
     NoSuchUnit,
     NotApplicable,
     NotConfigured,
+    Refusal,
     SdtoolError,
     Unavailable,
     UnitMasked,
@@ -30,6 +31,7 @@ from sdtool.model.manager import (
     ManagerSignal,
     UnitChange,
 )
+from sdtool.model.names import MANAGE_UNITS, POLKIT
 from sdtool.model.process import signal_name
 from sdtool.model.sockets import ListenAddress
 from sdtool.model.stop import (
@@ -49,9 +51,7 @@ UNIT = "org.freedesktop.systemd1.Unit"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 AUTHORIZATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 ONLY_BY_DEPENDENCY = "org.freedesktop.systemd1.OnlyByDependency"
-MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 ALREADY_SUBSCRIBED = "org.freedesktop.systemd1.AlreadySubscribed"
-POLKIT = "polkit.service"
 
 UINT64_MAX = 2**64 - 1
 
@@ -101,6 +101,13 @@ ERRORS: Mapping[str, type[SdtoolError]] = {
 """Every D-Bus error name that the calls made here can bring; another one is a ``BusError``."""
 
 
+REFUSALS: Mapping[str, Refusal] = {
+    AUTHORIZATION_REQUIRED: Refusal.NEEDS_PERSON,
+    ONLY_BY_DEPENDENCY: Refusal.ONLY_BY_DEPENDENCY,
+}
+"""What a denial says by its name; the others say no more than that."""
+
+
 def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
     """The error of ours for a D-Bus error, chosen by its name alone."""
     sentence = text if text.endswith(".") else f"{text or name}."
@@ -111,14 +118,15 @@ def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
         # polkit itself is masked: the error names its unit, not the one we asked about.
         kind = AccessDenied
     if kind is AccessDenied:
-        return AccessDenied(sentence, subject=subject, hint=_permission_hint(name), name=name)
+        reason = REFUSALS.get(name, Refusal.DENIED)
+        return AccessDenied(sentence, subject=subject, hint=_hint(reason), reason=reason)
     if kind is None:
         return BusError(f"{sentence[:-1]} ({name}).", name=name, subject=subject)
     return kind(sentence, subject=subject)
 
 
-def _permission_hint(name: str) -> str:
-    if name == ONLY_BY_DEPENDENCY:
+def _hint(reason: Refusal) -> str:
+    if reason is Refusal.ONLY_BY_DEPENDENCY:
         return "its RefuseManualStop= or RefuseManualStart= allows it as a dependency only"
     return f"run as root, or have polkit allow {MANAGE_UNITS} to this user"
 

@@ -11,7 +11,9 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sdtool.errors import AccessDenied, NotBooted, SdtoolError, Unavailable
@@ -36,15 +38,51 @@ PAUSE_S = 0.1
 """Before a way that led nowhere is tried again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """Where one manager is reached, and what it means where it is not.
+
+    Attributes:
+        read_addresses: The ways as (transport, D-Bus address), best first; they come and go.
+        is_expected: Whether the manager should be there: only then is it worth waiting for.
+        unreachable: The error, from the reason of each way.
+    """
+
+    scope: Scope
+    read_addresses: Callable[[], list[tuple[str, str]]]
+    is_expected: Callable[[], bool]
+    unreachable: Callable[[Sequence[str]], Unavailable]
+
+
+def doors_of(scope: Scope) -> Doors:
+    """The bus, and the private socket, of the system's manager or of our own."""
+    return Doors(
+        scope=scope,
+        read_addresses=partial(_addresses, scope),
+        is_expected=partial(_is_expected, scope),
+        unreachable=partial(_unreachable, scope),
+    )
+
+
+def doors_of_user(uid: int) -> Doors:
+    """The one way, as root, to the manager of any user: its bus admits nobody but the user."""
+    address = f"unix:path=/run/user/{uid}/systemd/private"
+    return Doors(
+        scope=Scope.USER,
+        read_addresses=lambda: [("private", address)],
+        is_expected=lambda: True,
+        unreachable=lambda reasons: Unavailable(f"{'; '.join(reasons)}."),
+    )
+
+
 async def reach(
-    scope: Scope, *, patience_s: float, was_there: bool = False, uid: int | None = None
+    doors: Doors, *, patience_s: float, was_there: bool = False
 ) -> tuple[Connection, ManagerInfo]:
     """Connect to the manager; every way is tried at least once.
 
     Args:
         patience_s: Seconds to go on trying where what is in the way may pass.
         was_there: We have spoken to it: whatever is in the way now may pass.
-        uid: Whose user manager, as root; our own if None.
 
     Raises:
         NotBooted: This machine was not booted with systemd.
@@ -55,24 +93,18 @@ async def reach(
     until = clock() + patience_s
     while True:
         failures: list[NoAnswer | RemoteError] = []
-        for transport, address in _addresses(scope) if uid is None else _private_door(uid):
+        for transport, address in doors.read_addresses():
             try:
-                return await _try(scope, transport, address, failures, until)
+                return await _try(doors.scope, transport, address, failures, until)
             except (NoAnswer, RemoteError) as error:
                 log.debug("%s: %s", address, error)
                 failures.append(error)
-        denied = _find_denial(failures, scope)
+        denied = _find_denial(failures, doors.scope)
         if denied is not None:
             raise denied
-        expected = uid is not None or _is_expected(scope)
-        hopeful = was_there or (expected and any(map(_may_pass, failures)))
+        hopeful = was_there or (doors.is_expected() and any(map(_may_pass, failures)))
         if not hopeful or clock() + PAUSE_S >= until:
-            reasons = [str(failure) for failure in failures]
-            raise (
-                _unreachable(scope, reasons)
-                if uid is None
-                else Unavailable(f"{'; '.join(reasons)}.")
-            )
+            raise doors.unreachable([str(failure) for failure in failures])
         await asyncio.sleep(PAUSE_S)
 
 
@@ -169,11 +201,6 @@ def _addresses(scope: Scope) -> list[tuple[str, str]]:
     if private is not None and _is_socket(private):
         addresses.append(("private", f"unix:path={private}"))
     return addresses
-
-
-def _private_door(uid: int) -> list[tuple[str, str]]:
-    """The one way to another user's manager: its bus admits nobody but the user."""
-    return [("private", f"unix:path=/run/user/{uid}/systemd/private")]
 
 
 def _is_socket(path: Path) -> bool:

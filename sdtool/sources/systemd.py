@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from sdtool.errors import (
     BusError,
-    NoSuchProcess,
     NoSuchUnit,
     NotApplicable,
     Unavailable,
@@ -28,7 +27,7 @@ from sdtool.model.manager import (
     ManagerSignal,
     UnitChange,
 )
-from sdtool.model.names import unit_name_of_path, unit_path
+from sdtool.model.names import unit_path
 from sdtool.model.scope import Scope
 from sdtool.model.sockets import SocketUnit
 from sdtool.model.unit import Unit, UnitDetails
@@ -56,7 +55,7 @@ from sdtool.sources.messages import (
     parse_unit_row,
     translate_error,
 )
-from sdtool.sources.reach import PAUSE_S, reach
+from sdtool.sources.reach import PAUSE_S, Doors, doors_of, doors_of_user, reach
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +79,10 @@ class Manager:
         info: The manager as it was reached last; the transport can change.
     """
 
-    def __init__(
-        self, connection: Connection, info: ManagerInfo, *, uid: int | None = None
-    ) -> None:
+    def __init__(self, doors: Doors, connection: Connection, info: ManagerInfo) -> None:
+        self._doors = doors
         self._connection = connection
         self.info = info
-        self._uid = uid
         self._gives_references = True
         self._patience_s = PATIENCE_S
         self._renewing = asyncio.Lock()
@@ -103,7 +100,8 @@ class Manager:
             AccessDenied: The bus does not let us talk to the manager.
             Unavailable: Nobody answers within about 4 seconds.
         """
-        return cls(*await reach(scope, patience_s=PATIENCE_S))
+        doors = doors_of(scope)
+        return cls(doors, *await reach(doors, patience_s=PATIENCE_S))
 
     @classmethod
     async def open_user(cls, uid: int) -> Manager:
@@ -112,7 +110,8 @@ class Manager:
         Raises:
             Unavailable: Nobody answers within about 4 seconds.
         """
-        return cls(*await reach(Scope.USER, uid=uid, patience_s=PATIENCE_S), uid=uid)
+        doors = doors_of_user(uid)
+        return cls(doors, *await reach(doors, patience_s=PATIENCE_S))
 
     async def __aenter__(self) -> Manager:
         return self
@@ -200,11 +199,14 @@ class Manager:
         self._spent = (asyncio.get_running_loop().time(), reason)
         return self._unanswered(reason, subject)
 
-    def _unanswered(self, reason: str, subject: str | None) -> Unavailable:
+    def _unanswered(
+        self, reason: str, subject: str | None, silent_s: float | None = None
+    ) -> Unavailable:
         return Unavailable(
             f"The {self.info.scope} manager does not answer: {reason}.",
             subject=subject,
             hint="it may be reloading, or the bus was restarted: try again",
+            silent_s=silent_s,
         )
 
     async def _renew(self, broken: Connection, until: float, subject: str | None = None) -> None:
@@ -219,10 +221,7 @@ class Manager:
                 self._tell(ConnectionLost(reason=reason))
                 while self._connection.lost is not None:
                     self._connection, self.info = await reach(
-                        self.info.scope,
-                        uid=self._uid,
-                        patience_s=until - clock(),
-                        was_there=True,
+                        self._doors, patience_s=until - clock(), was_there=True
                     )
                     if self._queue is not None:
                         with contextlib.suppress(NoAnswer, RemoteError):
@@ -316,20 +315,6 @@ class Manager:
             raise failures.exceptions[0] from None
         return values
 
-    async def unit_of_pid(self, pid: int) -> str | None:
-        """The unit that the manager counts a process to, None when to none.
-
-        Raises:
-            NoSuchProcess: The manager sees no such process.
-        """
-        try:
-            (path,) = await self._ask("GetUnitByPID", "u", [pid], subject=f"pid {pid}")
-        except NoSuchProcess:
-            raise
-        except NoSuchUnit:
-            return None
-        return unit_name_of_path(path)
-
     async def subscribe(self) -> asyncio.Queue[ManagerSignal]:
         """Ask for the manager's signals; they arrive in the queue in the order they were sent.
 
@@ -407,7 +392,7 @@ class Manager:
             await self._connection.call(unit_path(name), UNIT, "Ref", deadline_s=REFERENCE_S)
         except NoAnswer as error:
             # Polkit decides about it too: one that is frozen costs its deadline once.
-            self._gives_references = not error.silent
+            self._gives_references = error.silent_s is None
             log.debug("no reference on %s: %s", name, error)
             return False
         except RemoteError as error:
@@ -427,8 +412,9 @@ class Manager:
             interactive: Let polkit ask the user for a password.
 
         Raises:
-            Unavailable: No answer in time: the manager is frozen, or polkit is, or a person who
-                should have entered a password has not.
+            AccessDenied: The manager refused; the ``reason`` says whether a person could help.
+            Unavailable: No answer in time (``silent_s``): the manager is frozen, or polkit is, or
+                a person who should have entered a password has not.
         """
         connection = self._connection
         try:
@@ -442,8 +428,8 @@ class Manager:
             )
             return str(path)
         except NoAnswer as error:
-            if error.silent:
-                raise self._unanswered(str(error), name) from error
+            if error.silent_s is not None:
+                raise self._unanswered(str(error), name, error.silent_s) from error
             log.debug("%s of %s: %s", verb, name, error)
         except RemoteError as error:
             if error.name not in ABSENT:

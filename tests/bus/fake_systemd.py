@@ -348,7 +348,6 @@ class FakeSystemd:
             "ListUnits": self._list_units,
             "ListUnitsByPatterns": self._list_units,
             "ListUnitsByNames": self._list_by_names,
-            "GetUnitByPID": self._get_unit_by_pid,
             "GetAll": self._get_all,
             "Get": self._get,
             "Subscribe": self._subscribe,
@@ -377,12 +376,6 @@ class FakeSystemd:
         absent = {"active_state": "inactive", "sub_state": "dead", "load_state": "not-found"}
         rows = [(self.units.get(name) or FakeUnit(name, **absent)).row for name in call.body[0]]
         return [Message.new_method_return(call, "a(ssssssouso)", [rows])]
-
-    def _get_unit_by_pid(self, call: Message) -> Answer:
-        if not self.units:
-            text = f"PID {call.body[0]} does not belong to any loaded unit."
-            return self._refuse(call, f"{NAME}.NoUnitForPID", text)
-        return [Message.new_method_return(call, "o", [next(iter(self.units.values())).path])]
 
     def _find(self, path: str | None) -> FakeUnit | None:
         return next((unit for unit in self.units.values() if unit.path == path), None)

@@ -16,7 +16,6 @@ from sdtool.errors import (
     BusError,
     Exit,
     InvalidArgument,
-    NoSuchProcess,
     NoSuchUnit,
     SdtoolError,
     Unavailable,
@@ -127,19 +126,6 @@ async def test_unit_that_goes_midway_is_no_such_unit(fake: FakeSystemd) -> None:
             await manager.read_unit("gone.service")
 
 
-async def test_unit_of_pid_decodes_the_path(fake: FakeSystemd) -> None:
-    """A unit's name comes back from its path; no unit is None, no process an error."""
-    async with await Manager.open(Scope.SYSTEM) as manager:
-        assert await manager.unit_of_pid(1) is None
-        for name in ODD_NAMES:
-            fake.units.clear()
-            fake.add(name)
-            assert name == await manager.unit_of_pid(1)
-        fake.errors["GetUnitByPID"] = (f"{NAME}.NoSuchProcess", "No such process.")
-        with pytest.raises(NoSuchProcess, match="pid 1"):
-            await manager.unit_of_pid(1)
-
-
 async def test_socket_units_have_their_addresses(fake: FakeSystemd) -> None:
     """Structs are lists in one library and tuples in the other."""
     listen = Variant("a(ss)", [["Stream", "[::]:80"], ["Datagram", "/run/x"]])
@@ -196,7 +182,6 @@ async def test_no_call_starts_a_service(fake: FakeSystemd) -> None:
         await manager.ref_unit("a.service")
         await manager.queue_job("stop", "a.service")
         await manager.queue_job("stop", "a.service", interactive=True)
-        await manager.unit_of_pid(1)
     flags = [call.flags for call in fake.calls]
     interactive = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
     assert {MessageFlag.NO_AUTOSTART} == {flag & ~interactive for flag in flags}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdtool.analysis.membership import SYSTEM, USER, list_units, take_census
+from sdtool.analysis.membership import list_units, take_census
 from sdtool.analysis.ownership import join
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import (
@@ -21,6 +21,7 @@ from sdtool.model.process import (
     Role,
     SignalMasks,
 )
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import HolderScan, Socket, SocketFacts, SocketUnit
 from sdtool.model.stop import (
     Event,
@@ -300,4 +301,4 @@ def list_joined(
     """``list_units`` with the listeners joined first, as the host does it."""
     joined = join(listeners, cgroups, None, socket_units, roots)
     census = take_census(cgroups.values(), members, joined, roots)
-    return list_units(units, census, USER if roots.user else SYSTEM)
+    return list_units(units, census, Scope.USER if roots.user else Scope.SYSTEM)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.analysis.timeline import build, infer_phase, sort_events
+from sdtool.analysis.events import sort_events
+from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import ProcessRef, Role
 from sdtool.model.stop import Event, EventKind, Evidence, ExitCode, StopReport, Verdict
 from tests.unit.make import (

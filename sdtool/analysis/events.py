@@ -1,0 +1,92 @@
+"""What do the events of a stop say together: their order, each process's own, what went untold?
+
+Nothing is concluded here but what the events themselves say; ``timeline`` and ``fates`` read on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from sdtool.model.process import Role
+from sdtool.model.stop import Event, EventKind, ExitStatus, WatchedProcess
+
+TIMER_LEAD_US = 50_000
+"""The clock of a phase runs before its stamp: while the manager forks ExecStop= or signals."""
+
+SIGNAL_LEAD_US = 10_000
+"""The manager stamps a phase after it has sent its signals: measured up to 4.4 ms later."""
+
+EXIT_LAG_US = 100_000
+"""An exit that ended a phase can be noticed so much later than the phase that followed it."""
+
+
+def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Events by time; at the same moment a cause stands before its effect."""
+    return tuple(sorted(events, key=_order))
+
+
+def _order(event: Event) -> tuple[int, int]:
+    causes = (EventKind.OBSERVER, EventKind.JOB_NEW, EventKind.TIMEOUT, EventKind.SIGNAL_SENT)
+    return event.at_us, causes.index(event.kind) if event.kind in causes else len(causes)
+
+
+def group_by_pid(events: Iterable[Event]) -> dict[int, list[Event]]:
+    """The events of each process, in the order given."""
+    groups: dict[int, list[Event]] = {}
+    for event in events:
+        if event.pid is not None:
+            groups.setdefault(event.pid, []).append(event)
+    return groups
+
+
+def states_of(events: Iterable[Event]) -> list[Event]:
+    """The state events by time, each with the limit that held at its end: a reload can move it."""
+    states: list[Event] = []
+    for event in sort_events(events):
+        if event.kind is EventKind.STATE:
+            states.append(event)
+        elif event.kind is EventKind.GAP and event.limit_us is not None and states:
+            states[-1] = replace(states[-1], limit_us=event.limit_us, then=event.then)
+    return states
+
+
+def unseen_spans(events: Iterable[Event]) -> list[tuple[int, int]]:
+    """Times in which the unit went through phases that nobody told.
+
+    Where its state at the end of a gap is still that of before, nothing was missed.
+    """
+    kinds = (EventKind.STATE, EventKind.GAP)
+    events = [event for event in events if event.kind in kinds]
+    spans = []
+    for gap in (event for event in events if event.kind is EventKind.GAP):
+        since = gap.at_us if gap.at_min_us is None else gap.at_min_us
+        missed = [
+            event.at_us
+            for event in events
+            if event.kind is EventKind.STATE and since <= event.at_us <= gap.at_us
+        ]
+        if missed:
+            spans.append((since - SIGNAL_LEAD_US, max(missed) + EXIT_LAG_US))
+    return spans
+
+
+def exits_by_pid(events: Iterable[Event]) -> dict[int, Event]:
+    """The exit event of each process that has one."""
+    exits: dict[int, Event] = {}
+    for event in events:
+        if event.kind is EventKind.PROCESS_EXIT and event.pid is not None:
+            exits.setdefault(event.pid, event)
+    return exits
+
+
+def status_of(own: Iterable[Event]) -> ExitStatus | None:
+    """The wait status: in the exit event, or in the reap event when it was pending."""
+    kinds = (EventKind.PROCESS_EXIT, EventKind.PROCESS_REAPED)
+    return next((e.exit for e in own if e.kind in kinds and e.exit is not None), None)
+
+
+def main_end(processes: Iterable[WatchedProcess], exits: Mapping[int, Event]) -> int | None:
+    """When the main process ended, None when it has not."""
+    mains = (process.pid for process in processes if process.role is Role.MAIN)
+    return min((exits[pid].at_us for pid in mains if pid in exits), default=None)

@@ -1,0 +1,198 @@
+"""Who was killed, and by whom: what became of each process of a unit that stopped?
+
+A SIGKILL can be the manager's or anybody's; what tells them apart is the phase that it came in.
+
+Source: systemd.kill(5); service.c of systemd for the phases that send the final signal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from sdtool.analysis.events import (
+    SIGNAL_LEAD_US,
+    TIMER_LEAD_US,
+    exits_by_pid,
+    group_by_pid,
+    main_end,
+    sort_events,
+    states_of,
+    status_of,
+    unseen_spans,
+)
+from sdtool.analysis.phases import SIGKILL, is_kill_phase, kills_rest, roles_signalled
+from sdtool.model.process import Role
+from sdtool.model.stop import (
+    INFINITY,
+    Event,
+    EventKind,
+    ExitSignal,
+    ExitStatus,
+    ProcessFate,
+    StopPolicy,
+    StopRecord,
+    WatchedProcess,
+)
+
+KILL_SLACK_US = 500_000
+"""An exit this soon after the final signal was sent is taken as its effect."""
+
+
+def build_fates(record: StopRecord) -> tuple[ProcessFate, ...]:
+    """What became of each process, in the order they were seen."""
+    own = group_by_pid(sort_events(record.events))
+    return tuple(_build_fate(p, record, own.get(p.pid, ())) for p in record.processes)
+
+
+def _build_fate(process: WatchedProcess, record: StopRecord, own: Sequence[Event]) -> ProcessFate:
+    """What became of a process, from its own events in their order."""
+    exited = exits_by_pid(own).get(process.pid)
+    status = status_of(own)
+    killed, reason = _killed_by_manager(process, exited, status, record, own)
+    return ProcessFate(
+        pid=process.pid,
+        comm=process.comm,
+        role=process.role,
+        disposition=process.disposition,
+        signalled_us=next((e.at_us for e in own if e.kind is EventKind.SIGNAL_SENT), None),
+        exit_us=exited.at_us if exited else None,
+        exit=status,
+        killed_by_manager=killed,
+        fate_reason=reason,
+    )
+
+
+def _killed_by_manager(
+    process: WatchedProcess,
+    exited: Event | None,
+    status: ExitStatus | None,
+    record: StopRecord,
+    own: Sequence[Event],
+) -> tuple[bool | None, str]:
+    """Whether the manager's final signal ended the process, and how we know."""
+    if exited is None:
+        if any(survivor.pid == process.pid for survivor in record.survivors):
+            return False, "it still runs"
+        return _unread_status(process, record, None)
+    if status is not None and not _ended_by(status, SIGKILL):
+        return False, _plain_end(status)
+    killing = _kill_before(exited.at_us, own)
+    if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
+        how = "ended by" if status is not None else "gone right after"
+        return True, f"{how} SIGKILL, which the manager had sent"
+    if status is None:
+        return _unread_status(process, record, exited.at_us)
+    return _unexplained_kill(process, exited.at_us, record)
+
+
+def _unexplained_kill(
+    process: WatchedProcess, exit_us: int, record: StopRecord
+) -> tuple[bool | None, str]:
+    """A SIGKILL in no phase that was seen: states come in bursts, and some are never told."""
+    policy = record.policy
+    if policy is None:
+        return None, "ended by SIGKILL; whether the manager sent it is not known for this type"
+    if _may_kill(policy, process) and _ran_out_before(exit_us, record.events):
+        return True, "ended by SIGKILL when the time for the stop signal had run out"
+    if kills_rest(policy) and process.role is not Role.MAIN:
+        return _unexplained_mixed_kill(exit_us, record)
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+        return None, "ended by SIGKILL while the manager was out of reach: its own or another's"
+    return False, "ended by SIGKILL, but the manager was in no phase that sends it"
+
+
+def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | None, str]:
+    """KillMode=mixed kills in a phase so short that it may not be told, after ExecStopPost=."""
+    main_exit = main_end(record.processes, exits_by_pid(record.events)) or 0
+    states = states_of(record.events)
+    after_post = [
+        following.at_us
+        for state, following in itertools.pairwise(states)
+        if state.sub_state == "stop-post"
+    ]
+    too_early = exit_us < main_exit or any(
+        exit_us < at_us - SIGNAL_LEAD_US for at_us in after_post
+    )
+    told = any(is_kill_phase(state.sub_state or "") for state in states)
+    if too_early or (told and exit_us != main_exit):
+        return False, "ended by SIGKILL before the manager sent it (KillMode=mixed)"
+    return None, "ended by SIGKILL when the main process ended: systemd's or its own (mixed)"
+
+
+def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
+    """Whether a phase of the stop signal had used up its time before the exit."""
+    return any(
+        isinstance(event.limit_us, int)
+        and (event.sub_state or "").endswith(("-sigterm", "-watchdog"))
+        and exit_us >= event.at_us + event.limit_us - min(TIMER_LEAD_US, event.limit_us // 2)
+        for event in states_of(events)
+    )
+
+
+def _may_be_unseen(at_us: int | None, policy: StopPolicy, record: StopRecord) -> bool:
+    """Whether SIGKILL may have been sent in a phase that nobody told; None is a moment unknown.
+
+    No phase sends it before a limit has passed since the last phase that was told.
+    """
+    if policy.timeout_stop_us == INFINITY:
+        return False
+    states = states_of(record.events)
+    for since, until in unseen_spans(record.events):
+        end = until if at_us is None else at_us
+        told = max((s.at_us for s in states if s.at_us < since), default=record.requested_us)
+        due = max(told, record.requested_us) + policy.timeout_stop_us - TIMER_LEAD_US
+        if since <= end <= until and end >= due:
+            return True
+    return False
+
+
+def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
+    """Whether SIGKILL can go to this process at all, by the policy."""
+    final = policy.send_sigkill and policy.final_kill_signal == SIGKILL
+    return final and process.role in roles_signalled(policy, "stop-sigkill")
+
+
+def _kill_before(exit_us: int, own: Iterable[Event]) -> int | None:
+    """When the manager's SIGKILL went to the process, if that was before its exit."""
+    for event in own:
+        if _is_kill(event):
+            # The word of the phase may trail the exit it caused: the lower bound counts.
+            lower = event.at_us if event.at_min_us is None else event.at_min_us
+            if lower <= exit_us:
+                return event.at_us
+    return None
+
+
+def _is_kill(event: Event) -> bool:
+    return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
+
+
+def _unread_status(
+    process: WatchedProcess, record: StopRecord, exit_us: int | None
+) -> tuple[bool | None, str]:
+    """An end that nobody saw is only in doubt where the manager may have sent its SIGKILL."""
+    policy = record.policy
+    if policy is None:
+        return False, "how it ended was not seen"
+    phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
+    rest_killed = kills_rest(policy) and process.role is not Role.MAIN
+    kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
+    unseen = "its wait status could not be read"
+    if rest_killed or (kill_sent and _may_kill(policy, process)):
+        return None, f"{unseen}, and the manager may have sent it SIGKILL"
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+        return None, f"{unseen}, and the manager was out of reach"
+    return False, f"{unseen}, but the manager sent it no SIGKILL"
+
+
+def _plain_end(status: ExitStatus | None) -> str:
+    if status is None:
+        return "it ended; its wait status could not be read"
+    if isinstance(status, ExitSignal):
+        return f"ended by {status.signal}"
+    return f"exited with {status.code}"
+
+
+def _ended_by(status: ExitStatus | None, signal: str) -> bool:
+    return isinstance(status, ExitSignal) and status.signal == signal

@@ -1,0 +1,107 @@
+"""How did a stop go, in one word: the worst that is true of the unit and of what it pulled along?
+
+systemd's own words do not say it: the job of a stop that ended in SIGKILL is "done".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sdtool.analysis.events import exits_by_pid, main_end
+from sdtool.analysis.phases import ENDED, kills_rest
+from sdtool.model.stop import EventKind, ProcessFate, StopRecord, Verdict
+
+FAILED_JOBS = frozenset(
+    {"canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert"}
+    | {"unsupported", "collected", "once", "frozen", "concurrency"}
+)
+
+
+def judge(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, str]:
+    """The verdict of the unit, or the worse one of a unit that it pulled along."""
+    verdict, reason = _judge_one(record, fates)
+    order = list(Verdict)
+    for other in record.along:
+        if order.index(other.verdict) < order.index(verdict):
+            verdict = other.verdict
+            reason = f"{other.unit}, which went down along: {other.verdict_reason}"
+    return verdict, reason
+
+
+def _judge_one(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdict, str]:
+    """The worst that is true, with its reason in one sentence."""
+    if record.already_inactive:
+        return Verdict.CLEAN, f"It was {record.active_state} already: there was nothing to stop."
+    if record.survivors:
+        names = _names((ref.pid, ref.comm) for ref in record.survivors)
+        return Verdict.LEFTOVER, f"{names} still {_verb(len(record.survivors))} after the stop."
+    killed = [fate for fate in fates if fate.killed_by_manager]
+    if killed:
+        return Verdict.KILLED, _killed_reason(record, killed)
+    if failure := _failure(record):
+        return Verdict.FAILED, failure
+    if unknown := _unknown(record, fates):
+        return Verdict.UNKNOWN, unknown
+    return Verdict.CLEAN, _clean_reason(fates)
+
+
+def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
+    names = _names((fate.pid, fate.comm) for fate in killed)
+    main_exit = main_end(record.processes, exits_by_pid(record.events))
+    if record.policy and kills_rest(record.policy) and main_exit and record.result == "success":
+        return f"{names} got SIGKILL and no stop signal: KillMode=mixed ends the rest so."
+    last = max(fate.exit_us or record.ended_us for fate in killed)
+    seconds = (last - record.requested_us) / 1_000_000
+    return f"{names} had to be SIGKILLed after {seconds:.1f} s."
+
+
+def _failure(record: StopRecord) -> str | None:
+    if record.job_result in FAILED_JOBS:
+        return f"The stop job ended as {record.job_result}; the unit is {record.active_state}."
+    if record.job_result is None and not record.started_again and _is_up(record):
+        why = record.job_result_reason or "its end was not told"
+        return f"The stop job is gone and the unit is {record.active_state}: {why}."
+    timeouts = [event for event in record.events if event.kind is EventKind.TIMEOUT]
+    if record.result == "timeout" and timeouts:
+        return f"The phase {timeouts[0].sub_state} ran out of its time (Result=timeout)."
+    if record.active_state != "failed" and record.result == record.result_before:
+        # What it failed of before the stop (in auto-restart, say) is not the stop's.
+        return None
+    if record.result not in (None, "success"):
+        return f"The unit ended with Result={record.result}."
+    if record.active_state == "failed":
+        return "The unit ended in the state failed."
+    return None
+
+
+def _is_up(record: StopRecord) -> bool:
+    return record.active_state not in ENDED
+
+
+def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
+    if record.result_reason is not None:
+        return f"Whether it failed is not known: {record.result_reason}."
+    hidden = [fate for fate in fates if fate.killed_by_manager is None]
+    if hidden:
+        names = _names((fate.pid, fate.comm) for fate in hidden)
+        return f"How {names} ended was not observable: {hidden[0].fate_reason}."
+    return None
+
+
+def _clean_reason(fates: Sequence[ProcessFate]) -> str:
+    if not fates:
+        return "It had no processes."
+    if len(fates) == 1:
+        return "The process ended without a SIGKILL of systemd's, and nothing stayed behind."
+    count = f"All {len(fates)} processes"
+    return f"{count} ended, none by a SIGKILL of systemd's, and nothing stayed behind."
+
+
+def _names(processes: Iterable[tuple[int, str]]) -> str:
+    named = [f"{pid} ({comm})" for pid, comm in processes]
+    shown = ", ".join(named[:3])
+    return shown if len(named) <= 3 else f"{shown} and {len(named) - 3} more"
+
+
+def _verb(count: int) -> str:
+    return "runs" if count == 1 else "run"

@@ -1,0 +1,336 @@
+"""What the manager has said of one unit while it stops, signal by signal and on being asked again.
+
+The manager itself is not known here: its words come in, and events and a state come of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from sdtool.analysis import absence, phases, timeline
+from sdtool.analysis.events import SIGNAL_LEAD_US
+from sdtool.analysis.phases import ENDED
+from sdtool.host.eventlog import HOLD_BACK_US, EventLog, now_us
+from sdtool.host.members import Members
+from sdtool.model.manager import JobChange, MainExit, ManagerGap, UnitChange
+from sdtool.model.process import Role
+from sdtool.model.stop import Event, EventKind, EventSource, Evidence, StopPolicy
+from sdtool.model.unit import UnitDetails
+from sdtool.sources.pidfds import PidfdObserver
+
+UNTOLD_END = "the manager was out of reach when the job ended"
+
+State = tuple[UnitDetails, UnitChange]
+"""A unit as the manager tells it now."""
+
+
+class Told:
+    """The state of a unit and of its stop job by the manager's words; they go to the log too.
+
+    Args:
+        details: The unit before the stop.
+        members: Its processes: what the manager says of them is handed on.
+        pidfds: Watches their exits; None when that is switched off.
+
+    Attributes:
+        policy: How the unit is stopped; a reload can change it.
+        state_us: When the unit came into its state, by the manager's clock; 0 for the first.
+        result: The last result; None when it is not known or the type has none.
+        result_reason: Why the result is not known; None when it is known.
+        begun: What is told belongs to a stop.
+        requested: The stop was asked for by itself; else the unit goes down along.
+        has_job: The manager has said that there is a stop job.
+        job: The object path of the job that was asked for; None while it is not known.
+        job_result: systemd's word for it; None until it ended, or when that was not told.
+        job_result_reason: Why the job's result is not known; None when it is known.
+        started_again: The unit runs anew: it had ended, and nobody told when.
+        requested_us: When the stop was asked for.
+        ended_us: When it was over.
+        over: Set when the job is over, or the watch was given up.
+    """
+
+    def __init__(
+        self,
+        details: UnitDetails,
+        log: EventLog,
+        members: Members,
+        pidfds: PidfdObserver | None,
+    ) -> None:
+        unit = details.unit
+        self._details = details
+        self._log = log
+        self._members = members
+        self._pidfds = pidfds
+        self.policy = details.policy
+        self.active_state, self.sub_state = unit.active_state, unit.sub_state
+        self.state_us = 0
+        self.result = unit.result
+        self.result_reason: str | None = None
+        self.begun = False
+        self.requested = False
+        self.has_job = False
+        self.job: str | None = None
+        self.job_result: str | None = None
+        self.job_result_reason: str | None = None
+        self.started_again = False
+        self.requested_us = self.ended_us = now_us()
+        self.over = asyncio.Event()
+        self._control_pid = self._next_control = details.control_pid
+        self._main_exit: MainExit | None = None
+        self._new_phases: list[Event] = []
+        self._ended_jobs: dict[str, str] = {}
+        self._awaits_job = False
+        self._answered_us: int | None = None
+
+    @property
+    def queued(self) -> bool:
+        """Whether the manager has said that it has a stop job for the unit."""
+        return self.has_job or self.job is not None
+
+    # The request -----------------------------------------------------------------------------
+
+    def begin(self, *, after_question: bool = False) -> None:
+        """From now on what is told belongs to the stop.
+
+        Args:
+            after_question: A person is asked first: the stop begins with its job.
+        """
+        self.requested_us = now_us()
+        self.begun = True
+        self._awaits_job = after_question
+
+    def expect_job(self) -> None:
+        """The stop is asked for by itself: a job that ends before its path is known is kept."""
+        self.requested = True
+
+    def refuse(self) -> None:
+        """There is no job: what is told from now on belongs to no stop."""
+        self.begun = False
+
+    def take_job(self, job: str) -> None:
+        """Take the answer to the request, the path of the job."""
+        self.job = job
+        self._begin_with_job()
+        # The job can be over before its path is in our hands.
+        if job in self._ended_jobs:
+            self._end_job(self._ended_jobs[job])
+
+    def _begin_with_job(self) -> None:
+        """Let the stop begin with the word of its job, not when the person was asked.
+
+        The word takes a moment to reach us: what was seen in that moment can be the job's own.
+        """
+        if not self._awaits_job:
+            return
+        self._awaits_job, self._answered_us = False, now_us()
+        earliest = self._answered_us - HOLD_BACK_US
+        recent = [e.at_us for e in self._log.events if e.at_us >= earliest]
+        self.requested_us = max(self.requested_us, min([*recent, self._answered_us]))
+
+    def _begin_with_state(self, at_us: int) -> None:
+        """The manager's own clock in a change of state can be ahead of the word of the job.
+
+        What the first phase did came before the first word of it, and the job before that.
+        """
+        if self._answered_us is not None and at_us >= self._answered_us - HOLD_BACK_US:
+            self.requested_us = min(self.requested_us, at_us - SIGNAL_LEAD_US)
+
+    # Signals ---------------------------------------------------------------------------------
+
+    def on_signal(self, signal: UnitChange | JobChange) -> None:
+        """Take a signal of the manager about this unit."""
+        if isinstance(signal, UnitChange):
+            self._on_change(signal)
+        else:
+            self._on_job(signal)
+
+    def _on_change(self, change: UnitChange) -> None:
+        """The Service part of a change comes first and the Unit part, with the state, second."""
+        self.result = change.result or self.result
+        if change.main_exit is not None and self._main_exit is None:
+            self._on_main_exit(change.main_exit)
+        if change.control_pid is not None:
+            self._next_control = change.control_pid or None
+        if change.sub_state is None or change.active_state is None:
+            return
+        if (change.active_state, change.sub_state) != (self.active_state, self.sub_state):
+            self.active_state, self.sub_state = change.active_state, change.sub_state
+            self._on_state(change.changed_us or now_us())
+        if self._next_control != self._control_pid:
+            self._control_pid = self._next_control
+            self._members.follow_control(self._control_pid)
+
+    def _on_main_exit(self, main: MainExit) -> None:
+        """The manager's word on its main process, where no pidfd tells its wait status."""
+        if not self.begun or main.pid != self._details.unit.main_pid:
+            return
+        self._main_exit = main
+        if self._pidfds is not None and self._pidfds.has_status:
+            return
+        self._log.note(
+            EventKind.PROCESS_EXIT if self._pidfds is None else EventKind.PROCESS_REAPED,
+            EventSource.DBUS,
+            at_us=main.at_us,
+            pid=main.pid,
+            comm=self._members.name_of(main.pid),
+            role=Role.MAIN,
+            exit=main.exit,
+        )
+
+    def _on_state(self, at_us: int, **bounds: Any) -> None:
+        self.state_us = at_us
+        state = self._log.note(
+            EventKind.STATE,
+            EventSource.DBUS,
+            at_us=at_us,
+            active_state=self.active_state,
+            sub_state=self.sub_state,
+            result=self.result,
+            **self._limit(self.policy),
+            **bounds,
+        )
+        if self.begun:
+            self._begin_with_state(at_us)
+            self._new_phases.append(state)
+            if self.active_state in ENDED:
+                self.ended_us = at_us
+            elif self.active_state != "deactivating":
+                self._members.stop_adopting()
+        self._members.rescan()
+
+    def _limit(self, policy: StopPolicy | None) -> dict[str, Any]:
+        """How long the manager waits in the present phase, and what it does then."""
+        if policy is None or not phases.is_stopping(self.sub_state):
+            return {}
+        limit = phases.limit_of(policy, self.sub_state)
+        return {"limit_us": limit, "then": phases.after_limit(policy, self.sub_state)}
+
+    def infer_phases(self, until_us: int) -> None:
+        """Conclude what the manager did in each new phase, once its first exits are known."""
+        ready = [state for state in self._new_phases if state.at_us <= until_us]
+        self._new_phases = [state for state in self._new_phases if state.at_us > until_us]
+        if self.policy is None:
+            return
+        for state in ready:
+            known, events = self._members.known, self._log.events
+            self._log.add(
+                *timeline.infer_phase(self.policy, state, known, events, self.requested_us)
+            )
+
+    def _on_job(self, change: JobChange) -> None:
+        if not self.begun:
+            return
+        if change.result is None:
+            self.has_job = True
+            self._begin_with_job()
+            self._log.note(EventKind.JOB_NEW, EventSource.DBUS)
+        elif self.job is None and self.requested:
+            self._ended_jobs[change.job] = change.result
+        elif self.job is None:
+            # Nobody asked for this one by itself: another unit pulls it along.
+            self._end_job(change.result)
+        elif change.job == self.job:
+            self._end_job(change.result)
+
+    def _end_job(self, result: str | None, *, since_us: int | None = None) -> None:
+        """Take the end of the job, which was told just now or fell into the time since then."""
+        if self.over.is_set():
+            return
+        self.job_result = result
+        if since_us is None:
+            self._log.note(EventKind.JOB_DONE, EventSource.DBUS, result=result)
+        else:
+            self._log.note(
+                EventKind.JOB_DONE,
+                EventSource.DBUS,
+                at_us=since_us,
+                evidence=Evidence.INFERRED,
+                at_min_us=since_us,
+                at_max_us=now_us(),
+            )
+        if self.started_again:
+            # It had ended by then; when it did was not told.
+            self.ended_us = self.state_us
+        elif self.active_state not in ENDED or self.ended_us < self.requested_us:
+            self.ended_us = now_us()
+        self.over.set()
+
+    # What was missed -------------------------------------------------------------------------
+
+    def resync(self, state: State | None, gap: ManagerGap, *, told: bool) -> None:
+        """Take what the manager says now for what it would have told meanwhile.
+
+        Args:
+            state: The unit now; None when the manager has forgotten it.
+            told: The gap is an event of its own; else only where the end of the job fell into it.
+        """
+        details = state[0] if state is not None else None
+        if told:
+            self._note_gap(gap, details.policy if details is not None else None)
+        if state is None:
+            self._forget(gap)
+        else:
+            self._catch_up(*state)
+        if self._is_job_gone(details):
+            self.job_result_reason = UNTOLD_END
+            if not told:
+                self._note_gap(gap, None)
+            self._end_job(None, since_us=max(gap.since_us, self.state_us))
+
+    def _catch_up(self, details: UnitDetails, change: UnitChange) -> None:
+        if (change.changed_us or 0) < self.state_us:
+            # A signal that was sent after this answer has overtaken it.
+            change = replace(change, active_state=None)
+        self._on_change(change)
+        same = details.unit.invocation_id == self._details.unit.invocation_id
+        self.started_again = not same and details.unit.active_state not in ENDED
+
+    def _note_gap(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
+        """Tell the gap, and what a reload has changed for the phase that it came upon."""
+        changed = policy is not None and policy != self.policy
+        stopping = changed and phases.is_stopping(self.sub_state)
+        self.policy = policy if changed else self.policy
+        self._log.note(
+            EventKind.GAP,
+            EventSource.SDTOOL,
+            at_us=gap.until_us,
+            at_min_us=gap.since_us,
+            at_max_us=gap.until_us,
+            text=f"{gap.reason}; the stop policy changed" if changed else gap.reason,
+            sub_state=self.sub_state if stopping else None,
+            **(self._limit(policy) if changed else {}),
+        )
+
+    def _forget(self, gap: ManagerGap) -> None:
+        """The manager knows the unit no more: it became inactive, at an unknown moment."""
+        if self.active_state in ENDED:
+            return
+        self.active_state, self.sub_state = "inactive", "dead"
+        self.result, self.result_reason = absence.result_of_forgotten(self._details)
+        self._on_state(
+            absence.end_of_forgotten(self._log.events, gap),
+            evidence=Evidence.INFERRED,
+            at_min_us=gap.since_us,
+            at_max_us=gap.until_us,
+        )
+
+    def _is_job_gone(self, details: UnitDetails | None) -> bool:
+        """Whether the job that is awaited is over, though nobody told its end."""
+        if not self.begun or (self.requested and self.job is None):
+            return False
+        gone = absence.is_job_gone(self.job, details)
+        if not self.requested and not self.has_job:
+            # One that goes down along: its job may have come, and gone, unseen.
+            self.has_job = not gone or self.active_state in ENDED
+        return gone and (self.requested or self.has_job)
+
+    def take_last_state(self, state: State | None) -> None:
+        """Take what the manager says after the job, of which no event is made any more."""
+        active, sub = "inactive", "dead"
+        if state is not None:
+            active, sub = state[0].unit.active_state, state[0].unit.sub_state
+        if active != "inactive" or self.active_state not in ENDED:
+            # A unit that failed and was forgotten reads as inactive: the signal's word stays.
+            self.active_state, self.sub_state = active, sub

@@ -1,0 +1,149 @@
+"""What the manager said of a unit, from literal signals: no manager, no cgroup, no bus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdtool.host.eventlog import EventLog, now_us
+from sdtool.host.members import Members
+from sdtool.host.told import UNTOLD_END, Told
+from sdtool.model.manager import JobChange, ManagerGap, UnitChange
+from sdtool.model.names import unit_path
+from sdtool.model.stop import Event, EventKind, Evidence
+from sdtool.model.unit import UnitDetails
+from sdtool.sources.cgroups import CgroupMount
+from tests.unit.make import UNIT, details, policy, unit
+
+NOWHERE = CgroupMount(Path("/nowhere"), 2, False)
+JOB = "/org/freedesktop/systemd1/job/7"
+
+
+def told(before: UnitDetails | None = None) -> tuple[Told, EventLog]:
+    """What is told of a unit that has no processes that could be looked at, and its log."""
+    before = before or running()
+    log = EventLog(UNIT)
+    return Told(before, log, Members(NOWHERE, before, log, None), None), log
+
+
+def running(**fields: Any) -> UnitDetails:
+    """A unit without a cgroup, that runs."""
+    return details(unit=unit(result="success", invocation_id="1"), policy=policy(), **fields)
+
+
+def state(active_state: str, sub_state: str, at_us: int, **fields: Any) -> UnitChange:
+    """The unit came into a state."""
+    return UnitChange(
+        unit_path=unit_path(UNIT),
+        active_state=active_state,
+        sub_state=sub_state,
+        changed_us=at_us,
+        **fields,
+    )
+
+
+def job(result: str | None, path: str = JOB) -> JobChange:
+    """A job of the unit was queued, or has ended."""
+    return JobChange(job=path, unit=UNIT, result=result)
+
+
+def gap(since_us: int) -> ManagerGap:
+    """Nothing was heard for a second."""
+    return ManagerGap(since_us=since_us, until_us=since_us + 1_000_000, reason="away")
+
+
+def kinds(events: tuple[Event, ...]) -> list[EventKind]:
+    """What happened, in the order it came."""
+    return [event.kind for event in events]
+
+
+def test_stop_that_is_told_ends_with_its_job() -> None:
+    """The end of the unit is the manager's time, not that of the job."""
+    one, log = told()
+    one.begin()
+    one.expect_job()
+    one.on_signal(job(None))
+    one.take_job(JOB)
+    ended_us = now_us()
+    one.on_signal(state("deactivating", "stop-sigterm", ended_us - 1))
+    one.on_signal(state("inactive", "dead", ended_us))
+    one.on_signal(job("done"))
+    assert [EventKind.JOB_NEW, *[EventKind.STATE] * 2, EventKind.JOB_DONE] == kinds(log.events)
+    assert (True, "done", ended_us) == (one.over.is_set(), one.job_result, one.ended_us)
+
+
+def test_phase_has_its_limit_and_what_comes_then() -> None:
+    """By the policy that holds when the phase is entered."""
+    one, log = told()
+    one.begin()
+    one.on_signal(state("deactivating", "stop-sigterm", now_us()))
+    (entered,) = log.events
+    assert (policy().timeout_stop_us, "SIGKILL") == (entered.limit_us, entered.then)
+
+
+def test_job_that_ends_before_its_path_is_known_counts() -> None:
+    """Its end is kept until the answer says that it was ours."""
+    one, _ = told()
+    one.begin()
+    one.expect_job()
+    one.on_signal(job("canceled", "/another"))
+    one.on_signal(job("done"))
+    assert not one.over.is_set()
+    one.take_job(JOB)
+    assert ("done", True) == (one.job_result, one.over.is_set())
+
+
+def test_job_of_a_unit_that_goes_down_along_is_any() -> None:
+    """Nobody asked for it by itself, so nobody knows its path."""
+    one, _ = told()
+    one.begin()
+    one.on_signal(job(None))
+    one.on_signal(job("done"))
+    assert (True, "done") == (one.has_job, one.job_result)
+
+
+def test_nothing_of_a_refused_stop_is_taken() -> None:
+    """A job that comes then is somebody else's."""
+    one, log = told()
+    one.begin()
+    one.expect_job()
+    one.refuse()
+    one.on_signal(job("done"))
+    assert ((), False) == (log.events, one.over.is_set())
+
+
+def test_end_that_was_missed_is_read_from_the_unit() -> None:
+    """Its job is gone: it ended between the last state and now, how is not known."""
+    one, log = told()
+    one.begin()
+    one.take_job(JOB)
+    ended_us = now_us()
+    after = details(unit=unit(active_state="inactive", sub_state="dead", invocation_id="1"))
+    one.resync((after, state("inactive", "dead", ended_us)), gap(ended_us - 5), told=True)
+    assert [EventKind.GAP, EventKind.STATE, EventKind.JOB_DONE] == kinds(log.events)
+    assert (None, UNTOLD_END) == (one.job_result, one.job_result_reason)
+    assert Evidence.INFERRED is log.events[-1].evidence
+
+
+def test_signal_that_has_overtaken_an_answer_stands() -> None:
+    """The answer is older than what the signal said."""
+    one, _ = told()
+    one.begin()
+    one.take_job(JOB)
+    at_us = now_us()
+    one.on_signal(state("deactivating", "final-sigterm", at_us))
+    before = running(job_path=JOB)
+    one.resync((before, state("active", "running", at_us - 9)), gap(at_us), told=False)
+    assert ("final-sigterm", False) == (one.sub_state, one.over.is_set())
+
+
+def test_unit_that_was_forgotten_became_inactive() -> None:
+    """With CollectMode=inactive it did not fail; else nobody knows."""
+    found = []
+    for mode in ("inactive", "inactive-or-failed"):
+        one, _ = told(running(collect_mode=mode))
+        one.begin()
+        one.take_job(JOB)
+        one.resync(None, gap(now_us()), told=True)
+        found.append((one.active_state, one.result, one.result_reason is None))
+    assert [("inactive", "success", True), ("inactive", None, False)] == found
