@@ -167,7 +167,8 @@ def _infer_timeout(last: Event, state: Event) -> Event | None:
     if not isinstance(limit, int):
         return None
     earliest_us = last.at_us + limit - min(TIMER_LEAD_US, limit // 2)
-    if state.at_us < earliest_us:
+    # A state whose time is inferred can have come as early as its bounds allow.
+    if (state.at_us if state.at_min_us is None else state.at_min_us) < earliest_us:
         return None
     return Event(
         unit=state.unit,

@@ -59,7 +59,7 @@ class Contact:
         self._by_path = {unit_path(watch.name): watch for watch in watches}
         self._on_policy = on_policy
         self._later: deque[ManagerSignal] = deque()
-        self._checked_us = now_us()
+        self._checked_us = self._heard_us = now_us()
         self._lost_us: int | None = None
         self._reason = ""
         self._reloading = False
@@ -86,15 +86,18 @@ class Contact:
             return self._later.popleft()
         try:
             async with asyncio.timeout_at(due):
-                return await self._signals.get()
+                signal = await self._signals.get()
         except TimeoutError:
             return None
+        if isinstance(signal, UnitChange | JobChange):
+            self._heard_us = now_us()
+        return signal
 
     async def _take(self, signal: ManagerSignal) -> None:
         if isinstance(signal, UnitChange | JobChange):
             self._hand_on(signal)
         elif isinstance(signal, ConnectionLost):
-            self._lose(signal.reason)
+            self._lose(signal.reason, since_us=self._heard_us if signal.silent else None)
             await self._manager.find_again()
         elif isinstance(signal, ConnectionRenewed):
             self._lose(signal.reason)
@@ -126,10 +129,14 @@ class Contact:
         if watch is not None:
             watch.told.on_signal(signal)
 
-    def _lose(self, reason: str) -> None:
-        """Note since when nothing is heard, and why; the last word on it counts."""
+    def _lose(self, reason: str, *, since_us: int | None = None) -> None:
+        """Note since when nothing is heard, and why; the last word on it counts.
+
+        Args:
+            since_us: When something was heard last, where that is earlier than now.
+        """
         if self._lost_us is None:
-            self._lost_us, self._reason = now_us(), reason
+            self._lost_us, self._reason = since_us or now_us(), reason
         elif self._reloading:
             # It said that it would be away, and then it left: it has executed itself anew.
             self._reason = "daemon-reexec"
@@ -155,7 +162,7 @@ class Contact:
             watch.resync(state, gap, told=True)
         if policies != [watch.told.policy for watch in waiting]:
             self._on_policy()
-        self._checked_us = until_us
+        self._checked_us = self._heard_us = until_us
 
     async def _check(self) -> None:
         """Look whether the end of a job was missed; a manager that is frozen is found out so."""
@@ -168,6 +175,8 @@ class Contact:
             for watch, state in states:
                 watch.resync(state, gap, told=False)
             self._checked_us = asked_us
+            # Signals keep their order: what was sent before the answer has come by now.
+            self._heard_us = max(self._heard_us, asked_us)
         elif not self._later:
             # Away without a word of its return, and here again: the word was lost.
             await self._resync()
@@ -184,8 +193,10 @@ class Contact:
                 self._hand_on(signal)
             else:
                 self._later.append(signal)
-        if any(map(_is_loss, self._later)):
-            self._lost_us = self._lost_us or asked_us
+        losses = [signal for signal in self._later if _is_loss(signal)]
+        if losses:
+            silent = any(isinstance(loss, ConnectionLost) and loss.silent for loss in losses)
+            self._lost_us = self._lost_us or (self._heard_us if silent else asked_us)
 
 
 def _is_loss(signal: ManagerSignal) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
@@ -99,24 +100,23 @@ def _facility(name: str, finding: Finding, gives: str, costs: str) -> Facility:
 async def _probe_manager(session: Session) -> tuple[Facility, ...]:
     bus = "the way to the manager for every user"
     manager = "units, their states and properties; stops"
+    # At the same time: each of the two may have to be given up.
+    probing = asyncio.create_task(probe_bus(session.scope))
     try:
         info = (await session.manager()).info
     except SdtoolError as error:
-        reason = _sentence(error)
         everything = "units cannot be asked about; ports and processes can"
-        answers, why = await probe_bus(session.scope)
         return (
-            _facility("bus", (answers, why), bus, everything),
-            _facility("manager", (False, reason), manager, everything),
+            _facility("bus", await probing, bus, everything),
+            _facility("manager", (False, _sentence(error)), manager, everything),
         )
-    over_bus = info.transport == "bus"
-    answers, way = over_bus, f"over the bus, with {info.library}"
-    if not over_bus:
-        answers, way = await probe_bus(session.scope)
-    through = "" if over_bus else ", over its private socket"
+    finding = await probing
+    if info.transport == "bus":
+        finding = True, f"over the bus, with {info.library}"
+    through = "" if info.transport == "bus" else ", over its private socket"
     where = f"systemd {info.version}, the {info.scope} manager, units at {info.control_group}"
     return (
-        _facility("bus", (answers, way), bus, _cost_of_bus(session.scope)),
+        _facility("bus", finding, bus, _cost_of_bus(session.scope)),
         _facility("manager", (True, where + through), manager, ""),
     )
 

@@ -48,7 +48,7 @@ async def request_stop(
             each.told.begin(after_question=True)
         async with asking(watch.name):
             await _request(session, watch, interactive=True)
-    if watch.failure is not None:
+    if watch.failure is not None and may_be_polkits(watch.failure):
         watch.failure = await _explain(session, watch.name, watch.failure, asked=asked)
 
 
@@ -89,6 +89,10 @@ async def _queue_job(manager: Manager, watch: StopWatch, *, interactive: bool) -
             return path
         if unit.job is not None or unit.active_state in ENDED:
             return _Lost(state)
+        if interactive:
+            # The agent's question went with the connection: it could not be answered any more.
+            sentence = f"The manager was lost while {watch.name} was to be authorized to stop."
+            raise Unavailable(sentence, subject=watch.name, hint="nothing was stopped: try again")
         # No job of ours: the unit may be going down all the same, and a job then joins in.
         job = await ask()
     if job is None:

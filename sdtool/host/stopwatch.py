@@ -193,9 +193,11 @@ class StopWatch:
         """Give up watching: without the manager's word the report would not be true."""
         if not self.told.begun or self.told.over.is_set():
             return
-        sentence = f"The manager was lost while {self.name} was stopping; the stop job goes on."
+        sentence = f"The manager was lost while {self.name} was stopping."
+        reason = f"whether the stop job goes on is not known: {reason}"
         if not self.told.requested and not self.told.has_job:
             sentence = f"The manager was lost before {self.name} was asked to stop."
+            reason = f"nothing was asked of it: {reason}"
         self.failure = Unavailable(sentence, subject=self.name, hint=reason)
         self.told.over.set()
 

@@ -87,9 +87,11 @@ class ConnectionLost:
 
     Attributes:
         reason: What ended it, in words.
+        silent: It stood until it was given up: nothing had come over it for a while.
     """
 
     reason: str
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

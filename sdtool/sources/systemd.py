@@ -218,7 +218,8 @@ class Manager:
                     return
                 reason = str(self._failure)
                 await broken.close()
-                self._tell(ConnectionLost(reason=reason))
+                silent = isinstance(self._failure, NoAnswer) and self._failure.silent_s is not None
+                self._tell(ConnectionLost(reason=reason, silent=silent))
                 while self._connection.lost is not None:
                     self._connection, self.info = await reach(
                         self._doors, patience_s=until - clock(), was_there=True
