@@ -33,8 +33,13 @@ exec python3 -P -m sdtool "$@"
 _RUN = """
 exits=/run/sdtool-exits/$$
 mkdir -p -m 1777 /run/sdtool-exits
-systemd-run --setenv=SDTOOL_EXITS="$exits" "$@"
+unit=run-sdtool-$$.service
+systemd-run --unit="$unit" --setenv=SDTOOL_EXITS="$exits" "$@"
 status=$?
+# systemd-run gives up when the bus goes, and the command goes on: its cgroup says so.
+for top in /sys/fs/cgroup /sys/fs/cgroup/systemd; do
+    while [ ! -s "$exits" ] && [ -d "$top/system.slice/$unit" ]; do sleep 0.1; done
+done
 if [ -s "$exits" ]; then
     read -r status < "$exits"
 elif [ "$status" = 0 ]; then

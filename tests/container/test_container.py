@@ -147,7 +147,7 @@ def test_command_is_a_unit_of_its_own(healthy: System) -> None:
         ("exec no-such-command", 127),
         ("trap '' TERM; sleep 500 & exit 4", 4),
         ("yes | head -1 > /dev/null", 0),
-        ("systemctl restart dbus; sleep 2; exit 3", 69),
+        ("systemctl restart dbus; systemctl daemon-reexec; sleep 2; exit 3", 3),
     ],
 )
 def test_command_ends_as_it_would_in_a_shell(boot: Boot, script: str, status: int) -> None:

@@ -91,7 +91,7 @@ def test_frozen_manager_is_told_within_five_seconds(boot: Boot) -> None:
     system = boot()
     system.run(["systemctl", "start", "sdtool-graceful"])
     asked = [(*command, user) for command in COMMANDS for user in ("root", TESTER)]
-    with frozen(system.container.pid), ThreadPoolExecutor() as pool:
+    with frozen(system.container.pid), ThreadPoolExecutor(max_workers=3) as pool:
         waiting = [pool.submit(system.sdtool_alone, *words, user=user) for *words, user in asked]
         ports = system.sdtool_alone("port", "18080")
         doctor = system.sdtool_alone("doctor")

@@ -51,14 +51,14 @@ def many(systemctl: Client, tmp_path: Path) -> Iterator[None]:
 def test_two_thousand_units_are_all_listed_and_stopped(
     sdtool: Client, systemctl: Client, many: None
 ) -> None:
-    """Lists miss none of them, and a glob that stands for a thousand reports on each."""
+    """Lists miss none of them, and a glob that stands for a hundred reports on each."""
     expected = {row["unit"] for row in json.loads(systemctl("list-units", "-o", "json").stdout)}
 
     listed = sdtool("list", "--json", timeout=10)
     matched = sdtool("list", "sdtool-many@*", "--json", timeout=10)
     text = sdtool("list", timeout=10)
     ports = sdtool("ports", "--json", timeout=10)
-    stopped = sdtool("stop", "sdtool-many@1???.service", "--yes", "--json", timeout=60)
+    stopped = sdtool("stop", "sdtool-many@1??.service", "--yes", "--json", timeout=60)
 
     assert expected == {row["name"] for row in json.loads(listed.stdout)["data"]}
     assert MANY == len(json.loads(matched.stdout)["data"])
@@ -66,7 +66,7 @@ def test_two_thousand_units_are_all_listed_and_stopped(
     assert 0 == ports.returncode
     reports = json.loads(stopped.stdout)["data"]
     assert (0, {"clean"}) == (stopped.returncode, {report["verdict"] for report in reports})
-    assert 1000 == len({report["unit"] for report in reports})
+    assert 100 == len({report["unit"] for report in reports})
 
 
 @pytest.fixture(params=NAMES, ids=[name[:40] for name in NAMES])
