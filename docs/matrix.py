@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdtool.sandbox.rootfs import SUITES
+
 HERE = Path(__file__).parent
 REPORTS = HERE.parent / "build" / "reports"
-
-SUITES = ("bookworm", "trixie", "sid")
 
 HEAD = """\
 # What was tested where

@@ -57,3 +57,15 @@ def eventually(condition: Callable[[], object], *, timeout: float = 10.0) -> Non
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.01)
+
+
+def end_demo_units(run: Callable[[list[str]], object], manager: str) -> None:
+    """Stop the demo units by force, left-over processes too, and forget their failures.
+
+    Args:
+        run: Runs a command where the manager is.
+        manager: "--user" or "--system".
+    """
+    for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
+        # --all: a unit that is inactive may have left processes behind.
+        run(["systemctl", manager, *verb, "--all", "sdtool-*"])

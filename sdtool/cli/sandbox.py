@@ -129,9 +129,7 @@ def _run_in_container(suite: str, command: Sequence[str] | None) -> int:
         container.log_in()
         if command is None and sys.stderr.isatty():
             sys.stderr.write(CONTAINER_GREETING.format(suite))
-        terminal = all(
-            stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)
-        )
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
         return _call(container.argv(command or ["bash", "--login"], terminal=terminal))
 
 

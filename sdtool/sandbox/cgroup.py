@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdtool.errors import AccessDenied, Unavailable
-from sdtool.sources.cgroups import parse_populated, read_mount, read_procs
+from sdtool.sources.cgroups import parse_populated, read_mount, read_named_mount, read_procs
 from sdtool.sources.processes import read_identity, read_process
 
 _LOGGER = logging.getLogger(__name__)
@@ -42,18 +42,6 @@ def read_hierarchy() -> Path:
             "No cgroup2 hierarchy is mounted here.", hint="mount -t cgroup2 cgroup2 DIRECTORY"
         )
     return mount.path
-
-
-def _read_mirror() -> Path | None:
-    """Read where systemd's own cgroup v1 hierarchy is mounted, None where it is not.
-
-    A container that is shown cgroup v1 only has its units there as well.
-    """
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup ") and "name=systemd" in kind.split(" ")[-1].split(","):
-            return Path(fields.split(" ")[4])
-    return None
 
 
 def tree_of(pid: int) -> Path:
@@ -180,7 +168,7 @@ def remove(tree: Path) -> None:
 
 def remove_mirror(name: str) -> None:
     """Remove what a sandbox of this name has in systemd's cgroup v1 hierarchy, once it is over."""
-    mirror = _read_mirror()
+    mirror = read_named_mount()
     if mirror is not None and _NAME.fullmatch(name):
         remove(mirror / name)
 
@@ -193,7 +181,7 @@ def sweep() -> tuple[Path, ...]:
     """
     paths = read_hierarchy().glob("sdtool-sandbox-*")
     stale = [path for path in paths if _is_stale(path.name)]
-    mirror = _read_mirror()
+    mirror = read_named_mount()
     for path in mirror.glob("sdtool-sandbox-*") if mirror else ():
         if _is_stale(path.name):
             remove(path)

@@ -9,15 +9,14 @@ machine would share a single ``/payload``.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdtool.errors import Unavailable
 from sdtool.sandbox import cgroup
-from sdtool.sandbox.guardian import DIES_WITH_US, Guardian, guard
+from sdtool.sandbox.guardian import DIES_WITH_US, SHOW_CGROUP2, Config, Guardian, guard
 from sdtool.sandbox.log import Writer
 
 _BOX, _LAUNCH = "box", "launch"
@@ -31,15 +30,11 @@ exec unshare --mount --propagation private --pid --fork --kill-child=KILL --moun
 """
 
 # /run holds the layers and what nspawn leaves behind; nobody else sees this one.
-_BOOT = """
+_BOOT = f"""
 set -eu
 name=$1 procs=$2 remount=$3 lower=$4 prepare=$5; shift 5
 echo 0 > "$procs"
-if [ "$remount" = yes ]; then
-    umount -R /sys/fs/cgroup
-    mount -t cgroup2 cgroup2 /sys/fs/cgroup
-fi
-mount -t tmpfs -o mode=755 "$name" /run
+{SHOW_CGROUP2}mount -t tmpfs -o mode=755 "$name" /run
 mkdir -p /run/lower /run/upper /run/work /run/root /run/systemd/nspawn
 mount --bind "$lower" /run/lower
 mount -t overlay -o lowerdir=/run/lower,upperdir=/run/upper,workdir=/run/work "$name" /run/root
@@ -51,7 +46,7 @@ exec systemd-nspawn --directory=/run/root "$@" < /dev/null
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerConfig:
+class ContainerConfig(Config):
     """What the owner wants: the root file system, what is done to it, and nspawn's arguments.
 
     Attributes:
@@ -63,15 +58,6 @@ class ContainerConfig:
     prepare: str
     cgroups: str
     arguments: tuple[str, ...]
-
-    def to_argument(self) -> str:
-        """Serialise for the guardian's command line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_argument(cls, argument: str) -> ContainerConfig:
-        """Read what ``to_argument`` wrote."""
-        return cls(**json.loads(argument))
 
 
 class ContainerGuardian(Guardian):
@@ -86,11 +72,12 @@ class ContainerGuardian(Guardian):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         enter = [str(os.getpid()), str(self.tree / _LAUNCH / "cgroup.procs")]
-        boot = [self.name, str(self.tree / _BOX / "cgroup.procs"), self._remount()]
+        legacy = self._config.cgroups == "legacy"
+        remount = self.must_remount() and not legacy
+        boot = [self.name, str(self.tree / _BOX / "cgroup.procs"), "yes" if remount else "no"]
         boot += [self._config.rootfs, self._config.prepare]
         nspawn = ["--quiet", "--boot", "--notify-ready=yes", "--console=pipe", "--register=no"]
         nspawn += ["--keep-unit", f"--machine={self.name}", *self._config.arguments]
-        unified = "0" if self._config.cgroups == "legacy" else "1"
         child = subprocess.Popen(
             [
                 *DIES_WITH_US,
@@ -111,7 +98,7 @@ class ContainerGuardian(Guardian):
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
-                "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": unified,
+                "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "0" if legacy else "1",
                 "NOTIFY_SOCKET": self.notify_socket,
             },
         )
@@ -120,11 +107,6 @@ class ContainerGuardian(Guardian):
         os.set_blocking(console, False)
         self.listen(console, self._console_spoke)
         return child
-
-    def _remount(self) -> str:
-        """Whether the container must be shown a machine with nothing but cgroup2."""
-        whole = (self.tree.parent, self.prefix) == (Path("/sys/fs/cgroup"), "")
-        return "no" if whole or self._config.cgroups == "legacy" else "yes"
 
     def _read_manager(self, child: int) -> tuple[int, str]:
         """The container's PID 1 is the child of nspawn, which is the child of unshare."""

@@ -29,9 +29,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from operator import itemgetter
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.sandbox import cgroup
@@ -45,11 +47,33 @@ DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 """What the launched command begins with. setpriv comes too late for a guardian that has died
 before it, so what follows checks its parent."""
 
+SHOW_CGROUP2 = """
+if [ "$remount" = yes ]; then
+    umount -R /sys/fs/cgroup
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+fi
+"""
+"""Shell commands for a launcher: what it launches sees a machine with nothing but cgroup2."""
+
 _GUARDIAN = "guardian"
 
 _KILL_TIMEOUT = 5.0
 _REAP_TIMEOUT = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the owner of a sandbox wants; a kind of sandbox says what that is."""
+
+    def to_argument(self) -> str:
+        """Serialise for the guardian's command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, argument: str) -> Self:
+        """Read what ``to_argument`` wrote."""
+        return cls(**json.loads(argument))
 
 
 class Guardian(abc.ABC):
@@ -129,6 +153,10 @@ class Guardian(abc.ABC):
     def notify_socket(self) -> str:
         """The address for the manager's NOTIFY_SOCKET, see sd_notify(3)."""
         return f"@{self.name}"
+
+    def must_remount(self) -> bool:
+        """Whether /sys/fs/cgroup, where systemd looks, is not the whole of cgroup2."""
+        return (self.tree.parent, self.prefix) != (Path("/sys/fs/cgroup"), "")
 
     def _create(self) -> None:
         cgroup.create(self.tree, (*self.members, _GUARDIAN))

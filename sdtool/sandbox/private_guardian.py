@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from sdtool.sandbox.guardian import DIES_WITH_US, Guardian, guard
+from sdtool.sandbox.guardian import DIES_WITH_US, SHOW_CGROUP2, Config, Guardian, guard
 from sdtool.sandbox.journal import Journal
 from sdtool.sandbox.log import Writer
 
@@ -20,16 +19,12 @@ _UNSHARE = (*DIES_WITH_US, "unshare", "--mount", "--propagation", "private")
 # Joining the cgroup comes first, so that there is no process of the sandbox outside of it.
 # The exchange of a line: the guardian can reach into the new /run now, and does before the
 # manager looks there.
-_LAUNCH = """
+_LAUNCH = f"""
 set -eu
 name=$1 guardian=$2 procs=$3 remount=$4 units=$5; shift 5
 [ "$PPID" = "$guardian" ]
 echo 0 > "$procs"
-if [ "$remount" = yes ]; then
-    umount -R /sys/fs/cgroup
-    mount -t cgroup2 cgroup2 /sys/fs/cgroup
-fi
-mount -t tmpfs -o mode=755,nosuid,nodev "$name" /run
+{SHOW_CGROUP2}mount -t tmpfs -o mode=755,nosuid,nodev "$name" /run
 # systemd --user refuses to run without the first, see sd_booted(3)
 mkdir -p /run/systemd/system /run/systemd/journal "$XDG_RUNTIME_DIR"
 chmod 700 "$XDG_RUNTIME_DIR"
@@ -46,22 +41,13 @@ exec "$@" < /dev/null >&2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrivateConfig:
+class PrivateConfig(Config):
     """What the owner wants: the manager's executable, its log level, units and environment."""
 
     systemd: str
     log_level: str
     units: str
     environment: dict[str, str]
-
-    def to_argument(self) -> str:
-        """Serialise for the guardian's command line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_argument(cls, argument: str) -> PrivateConfig:
-        """Read what ``to_argument`` wrote."""
-        return cls(**json.loads(argument))
 
 
 class PrivateGuardian(Guardian):
@@ -80,7 +66,7 @@ class PrivateGuardian(Guardian):
         self.listen(self._launch_line, self._launcher_spoke)
         self.listen(self._journal, self._something_said)
         arguments = [self.name, str(os.getpid()), str(self.tree / MANAGER / "cgroup.procs")]
-        arguments += ["yes" if self._must_remount() else "no", self._config.units]
+        arguments += ["yes" if self.must_remount() else "no", self._config.units]
         systemd = [self._config.systemd, "--user", "--log-target=journal"]
         systemd.append(f"--log-level={self._config.log_level}")
         manager = subprocess.Popen(
@@ -104,10 +90,6 @@ class PrivateGuardian(Guardian):
             self._launch_line.sendall(b"go\n")
         # Otherwise it has failed, and SIGCHLD will tell.
         return True
-
-    def _must_remount(self) -> bool:
-        """Whether /sys/fs/cgroup, where systemd looks, is not the whole of cgroup2."""
-        return (self.tree.parent, self.prefix) != (Path("/sys/fs/cgroup"), "")
 
     def _something_said(self) -> bool:
         self._journal.take()

@@ -22,6 +22,9 @@ from pathlib import Path
 from sdtool.errors import Unavailable
 from sdtool.model.stop import Event, EventKind, EventSource
 
+NAMED = "name=systemd"
+"""What marks systemd's own hierarchy among those of cgroup v1."""
+
 USUAL_MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
 
@@ -79,25 +82,41 @@ def parse_mountinfo(text: str) -> CgroupMount | None:
     """The hierarchy that systemd uses among the lines of /proc/PID/mountinfo (proc(5))."""
     unified: list[str] = []
     parts: list[str] = []
-    named: list[str] = []
+    named = parse_named_mount(text)
     v1 = False
-    # Not splitlines: a mount point may hold any character but space, tab, newline, backslash.
-    for line in text.split("\n"):
-        before, _, after = line.partition(" - ")
-        fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
-        if kind == "cgroup2":
-            if not fields[3].startswith("/.."):  # bound from outside our cgroup namespace
-                (unified if fields[3] == "/" else parts).append(_unescape(fields[4]))
-        elif kind == "cgroup":
-            v1 = True
-            if "name=systemd" in options.split(" ")[-1].split(","):
-                named.append(_unescape(fields[4]))
+    for kind, root, path, _ in _parse_cgroup_mounts(text):
+        v1 = v1 or kind == "cgroup"
+        if kind == "cgroup2" and not root.startswith("/.."):  # from outside our cgroup namespace
+            (unified if root == "/" else parts).append(path)
     if unified or parts:
         # The place that systemd itself uses comes before any other that shows the whole; a part
         # of the hierarchy counts only where the whole is not mounted (a container's own cgroup).
         usual = [path for path in USUAL_MOUNTS if path in unified]
         return CgroupMount(Path((usual or unified or parts)[-1]), 2, v1)
-    return CgroupMount(Path(named[-1]), 1, False) if named else None
+    return CgroupMount(named, 1, False) if named else None
+
+
+def read_named_mount() -> Path | None:
+    """Where systemd's own cgroup v1 hierarchy is mounted, also beside cgroup2; None if nowhere."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return parse_named_mount(os.fsdecode(file.read()))
+
+
+def parse_named_mount(text: str) -> Path | None:
+    """The mount of the hierarchy name=systemd, the last if there are several."""
+    mounts = _parse_cgroup_mounts(text)
+    named = [path for kind, _, path, options in mounts if kind == "cgroup" and NAMED in options]
+    return Path(named[-1]) if named else None
+
+
+def _parse_cgroup_mounts(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(kind, root, mount point, super options) of each mount of a cgroup file system."""
+    # Not splitlines: a mount point may hold any character but space, tab, newline, backslash.
+    for line in text.split("\n"):
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
+        if kind in ("cgroup", "cgroup2"):
+            yield kind, fields[3], _unescape(fields[4]), options.split(" ")[-1].split(",")
 
 
 def _unescape(field: str) -> str:

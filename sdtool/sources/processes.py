@@ -339,9 +339,10 @@ def read_holders(
                 found.append((inode, ref, process.control_group))
     many = "1 process" if hidden == 1 else f"{hidden} processes"
     reason = f"{many} may not be looked into: {PTRACE_HINT}" if hidden else None
-    if all_pids and hides_processes():
+    veiled = all_pids and hides_processes()
+    if veiled:
         reason = f"other users' processes are hidden: {HIDDEN}"
-    complete = all_pids and not hidden and not hides_processes()
+    complete = all_pids and not hidden and not veiled
     return HolderScan(
         by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason
     )

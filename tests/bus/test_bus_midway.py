@@ -38,6 +38,16 @@ async def stop(scope: Scope = Scope.SYSTEM) -> StopReport:
     return report
 
 
+async def begin(
+    fake: FakeSystemd, scope: Scope = Scope.SYSTEM
+) -> tuple[FakeUnit, asyncio.Task[StopReport]]:
+    """Have a.service on its way down for as long as the test wants, and its stop watched."""
+    unit = fake.add("a.service", stop="hangs")
+    stopping = asyncio.create_task(stop(scope))
+    await fake.called("StopUnit")
+    return unit, stopping
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what the fake, in its own thread, comes to, and has then answered."""
     met = 0
@@ -171,9 +181,7 @@ async def test_stop_is_watched_on_after_a_loss(
     fake: FakeSystemd, broker: Broker, what: str
 ) -> None:
     """To its true end, with the gap and its bounds, and asked for only once."""
-    unit = fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    unit, stopping = await begin(fake)
     before = fake.members["Subscribe"]
     await (restart(broker, fake) if what == "broker" else asyncio.to_thread(fake.rejoin))
     await until(lambda: has_looked(fake, before))
@@ -192,9 +200,7 @@ async def test_stop_is_watched_on_after_a_loss(
 
 async def test_stop_over_the_private_socket_is_watched_on(private: FakeSystemd) -> None:
     """It hangs up where it executes itself anew."""
-    unit = private.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop(Scope.USER))
-    await private.called("StopUnit")
+    unit, stopping = await begin(private, Scope.USER)
     private.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
     before = private.members["Subscribe"]
     await asyncio.to_thread(private.hang_up)
@@ -206,9 +212,7 @@ async def test_stop_over_the_private_socket_is_watched_on(private: FakeSystemd) 
 
 async def test_end_within_the_gap_has_the_managers_time(fake: FakeSystemd, broker: Broker) -> None:
     """Observed at its StateChangeTimestamp; what became of the job is not known."""
-    unit = fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    unit, stopping = await begin(fake)
     broker.kill()
     unit.change("inactive", "dead")
     await restart(broker, fake)
@@ -226,9 +230,7 @@ async def test_unit_forgotten_within_the_gap_is_inactive(
     fake: FakeSystemd, broker: Broker
 ) -> None:
     """When it became so is inferred; that it had not failed its CollectMode= says."""
-    fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    _, stopping = await begin(fake)
     broker.kill()
     del fake.units["a.service"]
     await restart(broker, fake)
@@ -242,9 +244,7 @@ async def test_job_cancelled_within_the_gap_is_not_clean(
     fake: FakeSystemd, broker: Broker
 ) -> None:
     """The job is gone, the unit is not down, and nothing waits for ever."""
-    unit = fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    unit, stopping = await begin(fake)
     broker.kill()
     unit.job = ""
     await restart(broker, fake)
@@ -294,9 +294,7 @@ async def test_stop_that_was_over_before_its_answer_was_lost_is_told(fake: FakeS
 
 async def test_reload_moves_the_limit_of_the_phase_it_comes_upon(fake: FakeSystemd) -> None:
     """The manager counts the new TimeoutStopSec= from the beginning of the phase."""
-    unit = fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    unit, stopping = await begin(fake)
     fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
     unit.more = {"TimeoutStopUSec": Variant("t", 5_000_000)}
     before = fake.members["GetAll"]
@@ -315,9 +313,7 @@ async def test_watch_can_be_ended_while_the_manager_is_away(
     fake: FakeSystemd, broker: Broker
 ) -> None:
     """Ctrl-C does not wait for it."""
-    fake.add("a.service", stop="hangs")
-    stopping = asyncio.create_task(stop())
-    await fake.called("StopUnit")
+    _, stopping = await begin(fake)
     broker.kill()
     for _ in range(10):
         await asyncio.sleep(0.05)

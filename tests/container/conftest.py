@@ -11,6 +11,7 @@ import pytest
 from sdtool.sandbox import Container
 from tests.container.suites import REQUIREMENTS, SUITES
 from tests.container.system import Run, System
+from tests.machine import end_demo_units
 
 Boot = Callable[..., System]
 
@@ -55,5 +56,4 @@ def run(suite: str) -> Iterator[Run]:
 def healthy(_healthy: System) -> Iterator[System]:
     """A system with nothing wrong, and a user manager for tester; no demo unit runs in it."""
     yield _healthy
-    for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
-        _healthy.run(["systemctl", *verb, "--all", "sdtool-*"])
+    end_demo_units(_healthy.run, "--system")

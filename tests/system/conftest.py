@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from sdtool.errors import SdtoolError
+from tests.machine import end_demo_units
 from tests.system.bench import Bench, Client, flag_of, open_bench
 
 
@@ -98,11 +99,5 @@ def _clean_slate(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave the next test a manager without demo units, if this one has used it."""
     yield
     if "manager" in request.fixturenames:
-        end_demo_units(request.getfixturevalue("manager"))
-
-
-def end_demo_units(manager: Bench) -> None:
-    """Stop the demo units by force, left-over processes too, and forget their failures."""
-    for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
-        # --all: a unit that is inactive may have left processes behind.
-        manager.run(["systemctl", flag_of(manager), *verb, "--all", "sdtool-*"])
+        manager = request.getfixturevalue("manager")
+        end_demo_units(manager.run, flag_of(manager))

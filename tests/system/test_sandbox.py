@@ -615,19 +615,11 @@ def test_borrowed_manager_leaves_strangers_alone(host: PrivateManager) -> None:
     assert (before, "active\n") == (inventory(host), active.stdout)
 
 
-@pytest.fixture
-def few_descriptors() -> Iterator[None]:
-    """Whatever is started has thirty file descriptors and no more."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (30, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@pytest.mark.usefixtures("few_descriptors")
 def test_more_speakers_than_descriptors_do_not_end_a_sandbox() -> None:
     """Each unit has a connection to the journal: those beyond the limit wait for their turn."""
     unit = "systemd-run --user --quiet sh -c 'echo I am $$0; sleep 1' $i"
     with PrivateManager() as manager:
+        assert manager._guardian is not None
+        resource.prlimit(manager._guardian.pid, resource.RLIMIT_NOFILE, (30, 30))
         manager.run(["sh", "-c", f"for i in $(seq 30); do {unit}; done"])
         eventually(lambda: manager.log_text().count("\nsh: I am") == 30)
