@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
+from sdtool.analysis.phases import ENDED
 from sdtool.model.names import UNIT_TYPES
 from sdtool.model.process import Container
 from sdtool.model.scope import Scope
@@ -92,8 +93,11 @@ def read_levels(path: str, roots: ManagerRoots) -> list[tuple[str, list[str]]]:
 
 
 def running_user_managers(units: Iterable[Unit]) -> list[str]:
-    """Those of the system's units that run a user manager now, by uid."""
-    running = [unit.name for unit in units if unit.active_state in ("active", "reloading")]
+    """Those of the system's units that run a user manager now, by uid.
+
+    One on its way down counts: what keeps it from ending is asked for then most of all.
+    """
+    running = [unit.name for unit in units if unit.active_state not in ENDED]
     return sorted(filter(USER_MANAGER.fullmatch, running), key=uid_of_manager)
 
 
@@ -455,3 +459,13 @@ def _by_unit(row: ListeningSocket) -> tuple[bool, str, int, str, str]:
         socket.protocol,
         socket.address or "",
     )
+
+
+def explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
+    """Why a unit may have a listening socket that was not found; None when it has none."""
+    sockets = [row.socket for row in rows if row.unit is None]
+    unknown = [s for s in sockets if s.creator is None and s.holders is None]
+    if not unknown:
+        return None
+    many = "1 socket" if len(unknown) == 1 else f"{len(unknown)} sockets"
+    return f"the owner of {many} is not known: {_unknown_hint(unknown)}"

@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 
-from sdtool.analysis.membership import filter_listeners
 from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
-from sdtool.host.ports import own_listeners, own_port
+from sdtool.host.ports import own_listeners, own_listeners_of, own_port
 from sdtool.host.requesting import Asking
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
@@ -114,15 +113,18 @@ class Host:
         )
 
     async def ports(self, units: Sequence[str] = ()) -> Answer[ListeningSocket]:
-        """Every listening socket by unit, or those of the units."""
+        """Every listening socket by unit, or those of the units.
+
+        A unit of which none is found, where the owners of some are unknown, is an error.
+        """
+        if not units:
+            return Answer(data=await own_listeners(self._session))
         names = await resolve(self._session, units)
         known = await ask_each(names, self._read_name)
-        if units and not known.data:
+        if not known.data:
             return Answer(errors=known.errors)
-        listeners = await own_listeners(self._session)
-        roots = await self._session.roots()
-        wanted = filter_listeners(listeners, known.data, roots) if units else listeners
-        return Answer(data=wanted, errors=known.errors)
+        found = await own_listeners_of(self._session, known.data)
+        return Answer(data=found.data, errors=known.errors + found.errors)
 
     async def _read_name(self, name: str) -> str:
         """The Id of a unit that exists; aliases have another one."""

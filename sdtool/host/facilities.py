@@ -10,11 +10,11 @@ from functools import partial
 from sdtool.errors import SdtoolError
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
-from sdtool.model.names import POLKIT
+from sdtool.model.names import POLKIT, POLKIT_NAME
 from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
-from sdtool.sources.reach import probe_bus
+from sdtool.sources.reach import probe_bus, probe_name
 
 Finding = tuple[bool, str]
 """Whether a facility is available, and what was found, or why it is not."""
@@ -131,9 +131,9 @@ async def _probe_authorization(session: Session) -> Facility:
     except SdtoolError as error:
         reason = _sentence(error)
         return _facility("polkit", (False, reason), gives, "no stop can be asked for")
-    return _facility(
-        "polkit", _find(partial(probes.probe_polkit, unit)), gives, "every stop is refused"
-    )
+    answers = await probe_name(session.scope, POLKIT_NAME)
+    finding = probes.probe_polkit(unit, answers)
+    return _facility("polkit", finding, gives, "every stop is refused")
 
 
 def _cost_of_bus(scope: Scope) -> str:

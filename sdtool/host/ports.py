@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sdtool.analysis import ownership
+from sdtool.analysis import membership, ownership
 from sdtool.errors import SdtoolError, Unavailable
 from sdtool.host.session import Session
+from sdtool.model.answer import Answer
 from sdtool.model.process import ProcessFacts
 from sdtool.model.sockets import (
     HolderScan,
@@ -63,6 +64,25 @@ async def own_listeners(session: Session) -> tuple[ListeningSocket, ...]:
     scan = processes.read_holders(inodes, processes.read_pids(), all_pids=True)
     joined = await _join(session, rows, cgroups.read_ids(session.mount), scan)
     return ownership.name_listeners(joined)
+
+
+async def own_listeners_of(session: Session, units: Sequence[str]) -> Answer[ListeningSocket]:
+    """The listening sockets of units; one that has none, as far as can be seen, is an error."""
+    rows = await own_listeners(session)
+    roots = await session.roots()
+    found = membership.filter_listeners(rows, units, roots)
+    doubt = ownership.explain_unowned(rows)
+    if doubt is None:
+        return Answer(data=found)
+    seen = {membership.asked_unit(row.unit, row.manager, roots) for row in found}
+    return Answer(
+        data=found,
+        errors=tuple(
+            Unavailable(f"Whether {unit} listens is not known: {doubt}.", subject=unit)
+            for unit in units
+            if unit not in seen
+        ),
+    )
 
 
 async def read_listeners_by_creator(

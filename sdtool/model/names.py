@@ -12,6 +12,9 @@ from sdtool.errors import InvalidArgument
 POLKIT = "polkit.service"
 """The unit of what decides who may stop others."""
 
+POLKIT_NAME = "org.freedesktop.PolicyKit1"
+"""Its name on the bus."""
+
 MANAGE_UNITS = "org.freedesktop.systemd1.manage-units"
 """What polkit calls it to start and stop units."""
 

@@ -23,14 +23,17 @@ def probe_privileges() -> tuple[bool, str]:
     return True, f"uid {uid} may see every process's descriptors"
 
 
-def probe_polkit(unit: Unit) -> tuple[bool, str]:
+def probe_polkit(unit: Unit, answers: bool | None) -> tuple[bool, str]:
     """Whether polkit can be asked to allow a stop.
 
     Args:
         unit: polkit.service; it runs only while somebody needs it.
+        answers: Whether it has answered on the bus; None when it is not there.
     """
     if unit.load_state != "loaded" and unit.active_state != "active":
         return False, f"{unit.name} is {unit.load_state}: only root may stop units"
+    if answers is False:
+        return False, f"{unit.name} is {unit.active_state} and does not answer"
     if shutil.which("pkttyagent") is None:
         return True, "asked for every stop; without pkttyagent not for a password on a terminal"
     return True, "asked for every stop; for a password on a terminal, where its rules want one"

@@ -110,22 +110,37 @@ async def reach(
 
 async def probe_bus(scope: Scope) -> tuple[bool, str]:
     """Whether the message bus itself answers, whoever is on it, and what it says if not."""
-    _, address = _addresses(scope)[0]
     try:
-        connection = await Connection.open(address, deadline_s=CONNECT_TIMEOUT_S)
-        try:
-            await connection.call(
-                "/org/freedesktop/DBus",
-                BROKER,
-                "GetId",
-                destination=BROKER,
-                deadline_s=CONNECT_TIMEOUT_S,
-            )
-        finally:
-            await connection.close()
+        await _ping(scope, BROKER, "/org/freedesktop/DBus", BROKER, "GetId")
     except (NoAnswer, RemoteError) as error:
         return False, str(error)
     return True, "it answers"
+
+
+async def probe_name(scope: Scope, name: str) -> bool | None:
+    """Whether the owner of a name on the bus answers; None when the name has no owner now.
+
+    Nobody is started for it. To be refused is to be answered.
+    """
+    try:
+        await _ping(scope, name, "/", "org.freedesktop.DBus.Peer", "Ping")
+    except NoAnswer:
+        return False
+    except RemoteError as error:
+        return None if error.name in ABSENT else True
+    return True
+
+
+async def _ping(scope: Scope, name: str, path: str, interface: str, member: str) -> None:
+    """Call a method without arguments, over a connection of its own."""
+    _, address = _addresses(scope)[0]
+    connection = await Connection.open(address, deadline_s=CONNECT_TIMEOUT_S)
+    try:
+        await connection.call(
+            path, interface, member, destination=name, deadline_s=CONNECT_TIMEOUT_S
+        )
+    finally:
+        await connection.close()
 
 
 async def _try(

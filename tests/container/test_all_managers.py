@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tests.container.system import Run
+from tests.machine import eventually
 
 SDTOOL = ("sdtool",)
 
@@ -101,6 +102,25 @@ def test_frozen_manager_is_an_error_beside_the_others(run: Run) -> None:
         run(["kill", "-CONT", pid])
     assert [("Unavailable", tester)] == [(e["code"], e["subject"]) for e in document["errors"]]
     assert (69, {"system", other}) == (document["exit"], {u["manager"] for u in document["data"]})
+
+
+def test_manager_on_its_way_down_is_asked(run: Run) -> None:
+    """The unit that keeps it from ending is in the table."""
+    start_managers(run)
+    uid = uid_of(run, "other")
+    manager = f"user@{uid}.service"
+    deaf = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+    own = ["runuser", "-u", "other", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}"]
+    begun = run([*own, "systemd-run", "--user", "-q", "--collect", "--unit=deaf", *deaf])
+    assert 0 == begun.status, begun.stderr
+    run(["systemctl", "stop", "--no-block", manager])
+    down = [*own, "systemctl", "--user", "show", "-p", "ActiveState", "--value", "deaf.service"]
+    eventually(lambda: run(down).stdout.strip() == "deactivating")
+    try:
+        (row,) = listed(run, "deaf.service")["data"]
+        assert (manager, "deactivating") == (row["manager"], row["active_state"])
+    finally:
+        run([*own, "systemctl", "--user", "kill", "--signal=KILL", "deaf.service"])
 
 
 def test_all_managers_is_for_root(run: Run) -> None:

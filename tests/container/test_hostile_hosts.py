@@ -213,6 +213,7 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     (pid,) = system.sdtool("pid", main).data
     (port,) = system.sdtool("port", "18080/tcp").data
     (listener,) = system.sdtool("ports", "sdtool-graceful").data
+    others = system.sdtool("ports", "sdtool-graceful", user=TESTER)
     facilities = {one["facility"]: one for one in system.sdtool("doctor").data}
     stopped = system.sdtool("stop", "sdtool-forks")
 
@@ -224,6 +225,8 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
         "v1" in facilities["cgroups"]["reason"],
     )
     assert False is facilities["sock_diag"]["available"]
+    assert (69, []) == (others.status, others.data)
+    assert f"Whether {graceful} listens is not known" in others.errors[0]["message"]
     assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
 
 

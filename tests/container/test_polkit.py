@@ -203,15 +203,21 @@ def test_rules_decide(run: Run) -> None:
         remove_rule(run)
 
 
+def require_doctors_refusal(run: Run, reason: str) -> None:
+    """Hold doctor to the same truth."""
+    told = json.loads(run([*SDTOOL, "doctor", "--json"], user="tester").stdout)["data"]
+    polkit = next(row for row in told if row["facility"] == "polkit")
+    expected = (False, True, "every stop is refused")
+    assert expected == (polkit["available"], reason in polkit["reason"], polkit["costs"]), polkit
+
+
 def test_masked_polkit_is_named(run: Run) -> None:
     """By dbus-daemon and dbus-broker alike."""
     start_victim(run)
     try:
         run(["systemctl", "mask", "--runtime", "--now", "polkit.service"])
         require_refusal(stop_as_tester(run), "polkit is masked", "unmask")
-        told = json.loads(run([*SDTOOL, "doctor", "--json"], user="tester").stdout)["data"]
-        polkit = next(row for row in told if row["facility"] == "polkit")
-        assert (False, True) == (polkit["available"], "masked" in polkit["reason"])
+        require_doctors_refusal(run, "masked")
     finally:
         run(["systemctl", "unmask", "--runtime", "polkit.service"])
 
@@ -245,6 +251,7 @@ def test_frozen_polkit_does_not_hang(run: Run) -> None:
     try:
         run(["kill", "-STOP", pid])
         require_refusal(stop_as_tester(run), "polkit does not answer", "status polkit")
+        require_doctors_refusal(run, "does not answer")
     finally:
         run(["kill", "-CONT", pid])
         remove_rule(run)

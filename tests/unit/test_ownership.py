@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
+    explain_unowned,
     join,
     judge_port,
     listens_on,
@@ -388,3 +389,12 @@ def test_shared_socket_is_listed_for_each_owner() -> None:
         Holder(pid=2, comm="x", unit="a", manager="system"),
     )
     assert ["a", "b"] == [entry.unit for entry in name_listeners([socket(holders=both)])]
+
+
+def test_sockets_of_nobody_known_may_be_any_units() -> None:
+    """Those with an owner say nothing about others; nor do those that are known to have none."""
+    known = [socket(holders=(holder(1, "a"),)), socket(holders=(), holders_complete=True)]
+    hidden = socket(creator_reason="cgroup v1", holders_reason="needs root")
+    assert None is explain_unowned(name_listeners(known))
+    doubt = explain_unowned(name_listeners([*known, hidden, hidden]))
+    assert "the owner of 2 sockets is not known: cgroup v1; needs root" == doubt
