@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +24,12 @@ _CAP_SYS_RESOURCE = 24
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers of this file."""
+    """Declare the markers of this file, and hear the signals that tests are about."""
     config.addinivalue_line("markers", "unit: needs nothing; the whole tier takes < 3 s")
     config.addinivalue_line("markers", f"capability(name): one of {', '.join(_CAPABILITIES)}")
+    # nohup and a job in the background ignore them, and every command would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -143,17 +143,20 @@ class PidfdObserver:
         """Exits and reaps since the last call; call it every few milliseconds.
 
         An exit comes with its wait status when it is reaped soon, else without it, and the
-        status comes with the reap.
+        status comes with the reap. Those of one call are a microsecond apart, in their order.
         """
         now = time.monotonic_ns() // 1000
         events: list[Event] = []
-        for pidfd, mask in self._epoll.poll(0, max(len(self._watched), 1)):
+        # epoll(7) queues what becomes ready: who was killed because another had ended comes later.
+        for at_us, (pidfd, mask) in enumerate(
+            self._epoll.poll(0, max(len(self._watched), 1)), now
+        ):
             if mask & select.EPOLLIN:
                 # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
                 self._epoll.modify(pidfd, 0)
-                self._exited[pidfd] = now
+                self._exited[pidfd] = at_us
             if mask & select.EPOLLHUP:
-                events.append(self._read_reaped(pidfd, now))
+                events.append(self._read_reaped(pidfd, at_us))
         return (*events, *self._read_unreaped(now))
 
     def _read_reaped(self, pidfd: int, now: int) -> Event:

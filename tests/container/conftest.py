@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 from sdtool.sandbox import Container
-from tests.container.suites import REQUIREMENTS, SUITES
+from tests.container.suites import INSIDE, REQUIREMENTS, SUITES, Inside, run_inside
 from tests.container.system import Run, System
 from tests.machine import end_demo_units
 
 Boot = Callable[..., System]
+
+Results = dict[Inside, Future[CompletedProcess[str]]]
+
+_POOL = pytest.StashKey[ThreadPoolExecutor]()
+_RESULTS = pytest.StashKey[Results]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask last how the runs inside containers ended: they go on beside all other tests."""
+    items.sort(key=_is_about_inside)
+
+
+def _is_about_inside(item: pytest.Item) -> bool:
+    return item.path.name == "test_inside.py"
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Begin with the runs inside containers before the first test, one after the other."""
+    if session.config.option.collectonly:
+        return
+    chosen = " ".join(item.name for item in filter(_is_about_inside, session.items))
+    runs = [run for run in INSIDE if f"[{run.title}]" in chosen]
+    pool = session.config.stash[_POOL] = ThreadPoolExecutor(max_workers=1)
+    session.config.stash[_RESULTS] = {run: pool.submit(run_inside, run) for run in runs}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Wait for what has begun; what has not does not begin any more."""
+    if pool := config.stash.get(_POOL, None):
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Results:
+    """The runs inside containers, each as it ends."""
+    return request.config.stash[_RESULTS]
 
 
 @pytest.fixture(scope="session", params=SUITES)

@@ -31,7 +31,7 @@ _TIMEOUT = 500.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Inside:
     """The system tests in one container: of which suite, about which manager."""
 
     suite: str
@@ -48,10 +48,10 @@ class Run:
         return "root" if self.scope is Scope.SYSTEM else TESTER
 
 
-RUNS = tuple(Run(suite, scope) for suite in SUITES for scope in (Scope.SYSTEM, Scope.USER))
+INSIDE = tuple(Inside(suite, scope) for suite in SUITES for scope in (Scope.SYSTEM, Scope.USER))
 
 
-def run_inside(run: Run) -> subprocess.CompletedProcess[str]:
+def run_inside(run: Inside) -> subprocess.CompletedProcess[str]:
     """Boot a container, run the system tests in it, and keep their report."""
     # The journal is open to tester, as it is to administrators: the tests read it.
     prepare = f"chroot . usermod --append --groups systemd-journal {TESTER}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -82,15 +82,27 @@ def observer() -> Iterator[PidfdObserver]:
 
 
 @pytest.fixture
-def child() -> Iterator[ProcessId]:
-    """A child that waits; it is killed and reaped in the end, if it was not before."""
-    pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
-    identity = read_identity(pid)
-    assert identity is not None
-    yield identity
-    if read_identity(pid) == identity:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+def spawn() -> Iterator[Callable[[], ProcessId]]:
+    """Start children that wait; they are killed and reaped in the end, if they were not before."""
+    children: list[ProcessId] = []
+
+    def start() -> ProcessId:
+        identity = read_identity(os.posix_spawn("/bin/sleep", ["sleep", "60"], {}))
+        assert identity is not None
+        children.append(identity)
+        return identity
+
+    yield start
+    for child in children:
+        if read_identity(child.pid) == child:
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+
+
+@pytest.fixture
+def child(spawn: Callable[[], ProcessId]) -> ProcessId:
+    """One of them."""
+    return spawn()
 
 
 def wait_for(observer: PidfdObserver, count: int = 1) -> list[Event]:
@@ -137,6 +149,24 @@ def test_exit_that_is_not_reaped_comes_without_status(
     os.waitpid(child.pid, 0)
     (reaped,) = wait_for(observer)
     assert EventKind.PROCESS_REAPED == reaped.kind
+
+
+def test_exits_that_are_read_at_once_keep_their_order(
+    observer: PidfdObserver, spawn: Callable[[], ProcessId]
+) -> None:
+    """Whoever read them late, and in whatever order they were begun, watched and reaped."""
+    children = [spawn() for _ in range(7)]
+    for child in children:
+        observer.watch(child, "sleep", Role.OTHER)
+    ended = [children[place].pid for place in (3, 0, 6, 1, 5, 2, 4)]
+    for pid in ended:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    for child in children:
+        os.waitpid(child.pid, 0)
+    told = sorted(wait_for(observer, 7), key=lambda event: event.at_us)
+    assert ended == [event.pid for event in told]
+    assert 7 == len({event.at_us for event in told})
 
 
 def test_role_can_be_corrected(observer: PidfdObserver, child: ProcessId) -> None:
