@@ -70,10 +70,3 @@ def unit_path(name: str) -> str:
         for index, char in enumerate(name)
     )  # fmt: skip
     return f"/org/freedesktop/systemd1/unit/{encoded or '_'}"
-
-
-def unit_name_of_path(path: str) -> str:
-    """The unit of an object path: the inverse of ``unit_path``."""
-    encoded = path.rpartition("/")[2]
-    raw = re.sub(rb"_([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), encoded.encode())
-    return raw.decode(errors="surrogateescape")

@@ -306,6 +306,7 @@ async def test_call_that_is_not_answered_is_unavailable(
     assert "try again" in str(caught.value.hint)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_manager_that_dies_under_a_call_is_unavailable(fake: FakeSystemd) -> None:
     """The broker answers in its place."""
     fake.dies_at = "ListUnits"
@@ -373,6 +374,7 @@ async def test_refused_subscription_is_an_error(fake: FakeSystemd) -> None:
             await manager.subscribe()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_end_of_the_connection_is_the_last_signal(fake: FakeSystemd, broker: Broker) -> None:
     """Once, with the reason; calls then say the same."""
     async with await Manager.open(Scope.SYSTEM) as manager:
@@ -385,6 +387,7 @@ async def test_end_of_the_connection_is_the_last_signal(fake: FakeSystemd, broke
             await manager.list_units()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_reexecuted_manager_is_heard_again(fake: FakeSystemd) -> None:
     """It comes back under another unique name; its signals count at once."""
     async with await Manager.open(Scope.SYSTEM) as manager:

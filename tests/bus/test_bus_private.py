@@ -113,8 +113,9 @@ async def test_signals_come_without_a_match(private: FakeSystemd) -> None:
     assert 0 == private.members["AddMatch"]
 
 
-async def test_manager_that_hangs_up_ends_everything_at_once(private: FakeSystemd) -> None:
-    """daemon-reexec closes its private connections: calls end, and the queue says so."""
+@pytest.mark.usefixtures("impatient")
+async def test_manager_that_hangs_up_ends_everything(private: FakeSystemd) -> None:
+    """daemon-reexec closes its private connections: the queue says so, and calls end."""
     private.silent = {"ListUnits"}
     async with await Manager.open(Scope.USER) as manager:
         queue = await manager.subscribe()

@@ -12,7 +12,7 @@ import pytest
 
 from sdtool.sandbox import Container
 from tests.container.suites import INSIDE, REQUIREMENTS, SUITES, Inside, run_inside
-from tests.container.system import Run, System
+from tests.container.system import System
 from tests.machine import end_demo_units
 
 Boot = Callable[..., System]
@@ -81,13 +81,13 @@ def _healthy(suite: str) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module")
-def run(suite: str) -> Iterator[Run]:
-    """Run a command in a system with a second user, where root's password is "secret"."""
+def system(suite: str) -> Iterator[System]:
+    """A system with a second user, where root's password is "secret"."""
     with Container(suite, requirements=REQUIREMENTS) as container:
         system = System(container)
         made = system.shell("echo root:secret | chpasswd; useradd --create-home other")
         assert 0 == made.status, made.stderr
-        yield system.run
+        yield system
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -27,20 +27,19 @@ class Result:
     seconds: float
 
     @property
+    def envelope(self) -> dict[str, Any]:
+        """The whole of what was said as JSON."""
+        return dict(json.loads(self.stdout))
+
+    @property
     def data(self) -> list[dict[str, Any]]:
         """The answers of an envelope."""
-        found: list[dict[str, Any]] = json.loads(self.stdout)["data"]
-        return found
+        return list(self.envelope["data"])
 
     @property
     def errors(self) -> list[dict[str, Any]]:
         """The errors of an envelope."""
-        found: list[dict[str, Any]] = json.loads(self.stdout)["errors"]
-        return found
-
-
-# (command: Sequence[str], *, user: str = "root", ...)
-Run = Callable[..., Result]
+        return list(self.envelope["errors"])
 
 
 class System:

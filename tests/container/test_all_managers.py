@@ -2,59 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
-from tests.container.system import Run
+from sdtool.sandbox.rootfs import TESTER
+from tests.container.system import Result, System
 from tests.machine import eventually
 
-SDTOOL = ("sdtool",)
-
-USERS = ("tester", "other")
+USERS = (TESTER, "other")
 
 
-def uid_of(run: Run, user: str) -> str:
+def uid_of(system: System, user: str) -> str:
     """A user's number."""
-    return run(["id", "-u", user]).stdout.strip()
+    return system.run(["id", "-u", user]).stdout.strip()
 
 
-def start_managers(run: Run) -> None:
+def own(system: System, user: str, *command: str) -> Result:
+    """Run a user's command for the user's own manager."""
+    runtime = f"XDG_RUNTIME_DIR=/run/user/{uid_of(system, user)}"
+    return system.run(["runuser", "-u", user, "--", "env", runtime, *command])
+
+
+def start_managers(system: System) -> None:
     """Have two user managers, and in one a service and a socket with a port each."""
     for user in USERS:
-        started = run(["systemctl", "start", f"user@{uid_of(run, user)}.service"])
+        started = system.run(["systemctl", "start", f"user@{uid_of(system, user)}.service"])
         assert 0 == started.status, started.stderr
-    own = [
-        "runuser",
-        "-u",
-        "tester",
-        "--",
-        "env",
-        f"XDG_RUNTIME_DIR=/run/user/{uid_of(run, 'tester')}",
-    ]
-    if run([*own, "systemctl", "--user", "is-active", "mine.service"]).stdout.strip() != "active":
-        serve = ["python3", "-m", "http.server", "8811"]
-        run([*own, "systemd-run", "--user", "-q", "--collect", "--unit=mine", *serve])
+    active = own(system, TESTER, "systemctl", "--user", "is-active", "mine.service")
+    if active.stdout.strip() != "active":
+        begin = ["systemd-run", "--user", "-q", "--collect", "--unit=mine"]
+        own(system, TESTER, *begin, "python3", "-m", "http.server", "8811")
         listen = "--socket-property=ListenStream=127.0.0.1:8822"
-        run([*own, "systemd-run", "--user", "-q", "--unit=duo", listen, "sleep", "1000"])
+        begin = ["systemd-run", "--user", "-q", "--unit=duo", listen]
+        own(system, TESTER, *begin, "sleep", "1000")
     held = "until ss -Htln | grep -q :8811; do sleep 0.05; done"
-    assert 0 == run(["timeout", "10", "sh", "-c", held]).status
+    assert 0 == system.run(["timeout", "10", "sh", "-c", held]).status
 
 
-def listed(run: Run, *arguments: str) -> dict[str, Any]:
+def listed(system: System, *arguments: str) -> dict[str, Any]:
     """The envelope of a list of all managers."""
-    return dict(json.loads(run([*SDTOOL, "list", "--all-managers", "--json", *arguments]).stdout))
+    return system.sdtool("list", "--all-managers", *arguments).envelope
 
 
-def test_units_of_all_managers_are_in_one_table(run: Run) -> None:
+def test_units_of_all_managers_are_in_one_table(system: System) -> None:
     """With whose they are, their processes and ports, also of a user's .socket unit."""
-    start_managers(run)
-    document = listed(run)
+    start_managers(system)
+    document = listed(system)
     assert (0, []) == (document["exit"], document["errors"])
-    tester = f"user@{uid_of(run, 'tester')}.service"
+    tester = f"user@{uid_of(system, TESTER)}.service"
     rows = {(u["manager"], u["name"]): u for u in document["data"]}
     assert len(document["data"]) == len(rows)
-    assert {"system", *(f"user@{uid_of(run, user)}.service" for user in USERS)} == {
+    assert {"system", *(f"user@{uid_of(system, user)}.service" for user in USERS)} == {
         manager for manager, _ in rows
     }
     mine, duo = rows[tester, "mine.service"], rows[tester, "duo.socket"]
@@ -65,67 +63,64 @@ def test_units_of_all_managers_are_in_one_table(run: Run) -> None:
         assert (manager == "system") == (rows[manager, name]["manager_user"] is None)
 
 
-def test_counts_are_those_of_the_users_own_list(run: Run) -> None:
+def test_counts_are_those_of_the_users_own_list(system: System) -> None:
     """What tester sees with --user is what root sees of tester."""
-    start_managers(run)
-    tester = uid_of(run, "tester")
-    own = ["runuser", "-u", "tester", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{tester}"]
-    theirs = json.loads(run([*own, *SDTOOL, "list", "--user", "--json"]).stdout)["data"]
+    start_managers(system)
+    tester = uid_of(system, TESTER)
+    theirs = own(system, TESTER, "sdtool", "list", "--user", "--json").data
     keys = ("name", "active_state", "processes", "ports", "control_group")
-    seen = [u for u in listed(run)["data"] if u["manager"] == f"user@{tester}.service"]
+    seen = [u for u in listed(system)["data"] if u["manager"] == f"user@{tester}.service"]
     assert {tuple(map(str, map(u.get, keys))) for u in theirs} == {
         tuple(map(str, map(u.get, keys))) for u in seen
     }
 
 
-def test_patterns_and_filters_apply_to_each(run: Run) -> None:
+def test_patterns_and_filters_apply_to_each(system: System) -> None:
     """A pattern that matches somewhere is no error; one that matches nowhere is."""
-    start_managers(run)
-    found = listed(run, "mine", "-t", "service")
+    start_managers(system)
+    found = listed(system, "mine", "-t", "service")
     assert (0, ["mine.service"]) == (found["exit"], [u["name"] for u in found["data"]])
-    missing = listed(run, "nowhere*")
+    missing = listed(system, "nowhere*")
     assert (5, "NoSuchUnit") == (missing["exit"], missing["errors"][0]["code"])
 
 
-def test_frozen_manager_is_an_error_beside_the_others(run: Run) -> None:
+def test_frozen_manager_is_an_error_beside_the_others(system: System) -> None:
     """Within five seconds, and with its name."""
-    start_managers(run)
-    tester, other = (f"user@{uid_of(run, user)}.service" for user in USERS)
-    pid = run(["systemctl", "show", "-p", "MainPID", "--value", tester]).stdout.strip()
+    start_managers(system)
+    tester, other = (f"user@{uid_of(system, user)}.service" for user in USERS)
+    pid = system.run(["systemctl", "show", "-p", "MainPID", "--value", tester]).stdout.strip()
     assert int(pid) > 0
-    run(["kill", "-STOP", pid])
+    system.run(["kill", "-STOP", pid])
     try:
         began = time.monotonic()
-        document = listed(run)
+        document = listed(system)
         assert time.monotonic() - began < 5
     finally:
-        run(["kill", "-CONT", pid])
+        system.run(["kill", "-CONT", pid])
     assert [("Unavailable", tester)] == [(e["code"], e["subject"]) for e in document["errors"]]
     assert (69, {"system", other}) == (document["exit"], {u["manager"] for u in document["data"]})
 
 
-def test_manager_on_its_way_down_is_asked(run: Run) -> None:
+def test_manager_on_its_way_down_is_asked(system: System) -> None:
     """The unit that keeps it from ending is in the table."""
-    start_managers(run)
-    uid = uid_of(run, "other")
-    manager = f"user@{uid}.service"
+    start_managers(system)
+    manager = f"user@{uid_of(system, 'other')}.service"
     deaf = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
-    own = ["runuser", "-u", "other", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}"]
-    begun = run([*own, "systemd-run", "--user", "-q", "--collect", "--unit=deaf", *deaf])
+    begin = ["systemd-run", "--user", "-q", "--collect", "--unit=deaf"]
+    begun = own(system, "other", *begin, *deaf)
     assert 0 == begun.status, begun.stderr
-    run(["systemctl", "stop", "--no-block", manager])
-    down = [*own, "systemctl", "--user", "show", "-p", "ActiveState", "--value", "deaf.service"]
-    eventually(lambda: run(down).stdout.strip() == "deactivating")
+    system.run(["systemctl", "stop", "--no-block", manager])
+    show = ["systemctl", "--user", "show", "-P", "ActiveState", "deaf.service"]
+    eventually(lambda: own(system, "other", *show).stdout.strip() == "deactivating")
     try:
-        (row,) = listed(run, "deaf.service")["data"]
+        (row,) = listed(system, "deaf.service")["data"]
         assert (manager, "deactivating") == (row["manager"], row["active_state"])
     finally:
-        run([*own, "systemctl", "--user", "kill", "--signal=KILL", "deaf.service"])
+        own(system, "other", "systemctl", "--user", "kill", "--signal=KILL", "deaf.service")
 
 
-def test_all_managers_is_for_root(run: Run) -> None:
+def test_all_managers_is_for_root(system: System) -> None:
     """Exit 4 for others, and 2 with --user."""
-    command = [*SDTOOL, "list", "--all-managers", "--json"]
-    denied = json.loads(run(command, user="tester").stdout)
-    assert (4, "AccessDenied") == (denied["exit"], denied["errors"][0]["code"])
-    assert 2 == run([*command, "--user"]).status
+    denied = system.sdtool("list", "--all-managers", user=TESTER)
+    assert (4, "AccessDenied") == (denied.status, denied.errors[0]["code"])
+    assert 2 == system.sdtool("list", "--all-managers", "--user").status

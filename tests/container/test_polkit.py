@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tests.container.system import Run
-
-SDTOOL = ("sdtool",)
+from sdtool.sandbox.rootfs import TESTER
+from tests.container.system import System
 
 VICTIM = "victim.service"
 ACTION = "org.freedesktop.systemd1.manage-units"
@@ -65,7 +64,7 @@ print(json.dumps({
 
 
 def on_terminal(
-    run: Run, command: Sequence[str], *steps: str | int, session: bool = True
+    system: System, command: Sequence[str], *steps: str | int, session: bool = True
 ) -> dict[str, Any]:
     """Run a command as tester on a terminal, in a login session as ssh would make one.
 
@@ -76,24 +75,26 @@ def on_terminal(
     pam = ["--property=PAMName=login"] if session else []
     # The manager would expand what looks like a variable.
     argv = [word.replace("$", "$$") for word in asked]
-    ran = run(["systemd-run", "-q", "--pipe", "--wait", "--collect", "--uid=tester", *pam, *argv])
+    ran = system.run(
+        ["systemd-run", "-q", "--pipe", "--wait", "--collect", "--uid=tester", *pam, *argv]
+    )
     return dict(json.loads(ran.stdout))
 
 
-def start_victim(run: Run) -> None:
+def start_victim(system: System) -> None:
     """Have a unit to stop."""
-    run(["systemctl", "reset-failed", VICTIM])
-    if run(["systemctl", "is-active", VICTIM]).stdout.strip() != "active":
-        begun = run(["systemd-run", "-q", "--collect", f"--unit={VICTIM}", "sleep", "1000"])
+    system.run(["systemctl", "reset-failed", VICTIM])
+    if system.run(["systemctl", "is-active", VICTIM]).stdout.strip() != "active":
+        begun = system.run(["systemd-run", "-q", "--collect", f"--unit={VICTIM}", "sleep", "1000"])
         assert 0 == begun.status, begun.stderr
 
 
-def is_active(run: Run) -> bool:
+def is_active(system: System) -> bool:
     """Whether the victim still runs."""
-    return run(["systemctl", "is-active", VICTIM]).stdout.strip() == "active"
+    return system.run(["systemctl", "is-active", VICTIM]).stdout.strip() == "active"
 
 
-def write_rule(run: Run, result: str) -> None:
+def write_rule(system: System, result: str) -> None:
     """Have polkit say YES or NO to tester."""
     rule = (
         "polkit.addRule(function(action, subject) {"
@@ -101,19 +102,19 @@ def write_rule(run: Run, result: str) -> None:
         f"return polkit.Result.{result}; }});"
     )
     write = f"mkdir -p ${{0%/*}} && printf %s '{rule}' > $0 && chmod 644 $0"
-    assert 0 == run(["sh", "-c", write, RULE]).status
-    run(["systemctl", "restart", "polkit.service"])
+    assert 0 == system.run(["sh", "-c", write, RULE]).status
+    system.run(["systemctl", "restart", "polkit.service"])
 
 
-def remove_rule(run: Run) -> None:
+def remove_rule(system: System) -> None:
     """Have polkit decide as it does by default."""
-    run(["rm", "-f", RULE])
-    run(["systemctl", "restart", "polkit.service"])
+    system.run(["rm", "-f", RULE])
+    system.run(["systemctl", "restart", "polkit.service"])
 
 
-def stop_as_tester(run: Run) -> dict[str, Any]:
+def stop_as_tester(system: System) -> dict[str, Any]:
     """``sdtool stop --json`` without a terminal: the envelope."""
-    return dict(json.loads(run([*SDTOOL, "stop", VICTIM, "--json"], user="tester").stdout))
+    return system.sdtool("stop", VICTIM, user=TESTER).envelope
 
 
 def require_refusal(document: dict[str, Any], words: str, hint: str) -> None:
@@ -134,97 +135,96 @@ def require_refusal(document: dict[str, Any], words: str, hint: str) -> None:
 # On a terminal -------------------------------------------------------------------------------
 
 
-def test_password_on_a_terminal_stops_the_unit(run: Run) -> None:
+def test_password_on_a_terminal_stops_the_unit(system: System) -> None:
     """Exit 0 and a clean verdict; the prompt stood alone, and nothing of it is left."""
-    start_victim(run)
-    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], "secret\n")
+    start_victim(system)
+    told = on_terminal(system, ["sdtool", "stop", VICTIM], "secret\n")
     assert (0, True, []) == (told["status"], told["restored"], told["agents"]), told
     assert "secret" not in told["text"]
     assert "clean" in told["text"].rpartition("COMPLETE")[2]
-    assert not is_active(run)
+    assert not is_active(system)
 
 
-def test_wrong_password_exits_4(run: Run) -> None:
+def test_wrong_password_exits_4(system: System) -> None:
     """And so does an end of file."""
-    start_victim(run)
+    start_victim(system)
     for typed in ("wrong\n", "\x04"):
-        told = on_terminal(run, [*SDTOOL, "stop", VICTIM], typed)
+        told = on_terminal(system, ["sdtool", "stop", VICTIM], typed)
         assert (4, True, []) == (told["status"], told["restored"], told["agents"]), told
         assert "dismissed, or the authentication failed" in told["text"]
-    assert is_active(run)
+    assert is_active(system)
 
 
-def test_interrupt_at_the_prompt_restores_the_terminal(run: Run) -> None:
+def test_interrupt_at_the_prompt_restores_the_terminal(system: System) -> None:
     """Ctrl-C, SIGTERM and SIGHUP: 130, and it does not say that a job goes on."""
-    start_victim(run)
+    start_victim(system)
     for step in ("\x03", 15, 1):
-        told = on_terminal(run, [*SDTOOL, "stop", VICTIM], step)
+        told = on_terminal(system, ["sdtool", "stop", VICTIM], step)
         assert (130, True, []) == (told["status"], told["restored"], told["agents"]), told
         assert f"Interrupted before {VICTIM} was authorized" in told["text"]
         assert "goes on" not in told["text"]
-    assert is_active(run)
+    assert is_active(system)
 
 
-def test_sigkill_at_the_prompt_leaves_no_agent(run: Run) -> None:
+def test_sigkill_at_the_prompt_leaves_no_agent(system: System) -> None:
     """The agent dies with its parent."""
-    start_victim(run)
-    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], 9)
-    assert ([], True) == (told["agents"], is_active(run)), told
+    start_victim(system)
+    told = on_terminal(system, ["sdtool", "stop", VICTIM], 9)
+    assert ([], True) == (told["agents"], is_active(system)), told
 
 
-def test_nobody_is_asked_unless_wanted(run: Run) -> None:
+def test_nobody_is_asked_unless_wanted(system: System) -> None:
     """--no-ask-password, and a terminal outside every login session."""
-    start_victim(run)
-    told = on_terminal(run, [*SDTOOL, "stop", VICTIM, "--no-ask-password"])
+    start_victim(system)
+    told = on_terminal(system, ["sdtool", "stop", VICTIM, "--no-ask-password"])
     assert (4, True) == (told["status"], "nobody was asked" in told["text"]), told
-    told = on_terminal(run, [*SDTOOL, "stop", VICTIM], session=False)
+    told = on_terminal(system, ["sdtool", "stop", VICTIM], session=False)
     assert (4, True) == (told["status"], "no polkit agent could ask" in told["text"]), told
 
 
 # Without one ---------------------------------------------------------------------------------
 
 
-def test_no_terminal_is_refused(run: Run) -> None:
+def test_no_terminal_is_refused(system: System) -> None:
     """With what would lift it."""
-    start_victim(run)
-    require_refusal(stop_as_tester(run), "nobody was asked", "on a terminal")
+    start_victim(system)
+    require_refusal(stop_as_tester(system), "nobody was asked", "on a terminal")
 
 
-def test_rules_decide(run: Run) -> None:
+def test_rules_decide(system: System) -> None:
     """NO is a refusal that names the rules; YES lets tester stop it."""
-    start_victim(run)
+    start_victim(system)
     try:
-        write_rule(run, "NO")
-        require_refusal(stop_as_tester(run), "rules", "rules.d")
-        write_rule(run, "YES")
-        document = stop_as_tester(run)
+        write_rule(system, "NO")
+        require_refusal(stop_as_tester(system), "rules", "rules.d")
+        write_rule(system, "YES")
+        document = stop_as_tester(system)
         assert (0, ["clean"]) == (document["exit"], [r["verdict"] for r in document["data"]])
     finally:
-        remove_rule(run)
+        remove_rule(system)
 
 
-def require_doctors_refusal(run: Run, reason: str) -> None:
+def require_doctors_refusal(system: System, reason: str) -> None:
     """Hold doctor to the same truth."""
-    told = json.loads(run([*SDTOOL, "doctor", "--json"], user="tester").stdout)["data"]
-    polkit = next(row for row in told if row["facility"] == "polkit")
+    polkit = system.facility("polkit", user=TESTER)
     expected = (False, True, "every stop is refused")
     assert expected == (polkit["available"], reason in polkit["reason"], polkit["costs"]), polkit
 
 
-def test_masked_polkit_is_named(run: Run) -> None:
+def test_masked_polkit_is_named(system: System) -> None:
     """By dbus-daemon and dbus-broker alike."""
-    start_victim(run)
+    start_victim(system)
     try:
-        run(["systemctl", "mask", "--runtime", "--now", "polkit.service"])
-        require_refusal(stop_as_tester(run), "polkit is masked", "unmask")
-        require_doctors_refusal(run, "masked")
+        system.run(["systemctl", "mask", "--runtime", "--now", "polkit.service"])
+        require_refusal(stop_as_tester(system), "polkit is masked", "unmask")
+        require_doctors_refusal(system, "masked")
     finally:
-        run(["systemctl", "unmask", "--runtime", "polkit.service"])
+        system.run(["systemctl", "unmask", "--runtime", "polkit.service"])
 
 
-def test_missing_polkit_is_named(run: Run) -> None:
+def test_missing_polkit_is_named(system: System) -> None:
     """Neither its unit nor its bus name."""
-    start_victim(run)
+    start_victim(system)
     files = (
         "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service",
         "/usr/lib/systemd/system/polkit.service",
@@ -235,37 +235,36 @@ def test_missing_polkit_is_named(run: Run) -> None:
     )
     try:
         hide = "; ".join(f"mv {file} {file}.hidden" for file in files)
-        run(["sh", "-c", f"systemctl stop polkit; {hide}; {reload}"])
-        require_refusal(stop_as_tester(run), "polkit is not installed", "install")
+        system.run(["sh", "-c", f"systemctl stop polkit; {hide}; {reload}"])
+        require_refusal(stop_as_tester(system), "polkit is not installed", "install")
     finally:
-        run(["sh", "-c", "; ".join(f"mv {f}.hidden {f}" for f in files) + f"; {reload}"])
+        system.run(["sh", "-c", "; ".join(f"mv {f}.hidden {f}" for f in files) + f"; {reload}"])
 
 
-def test_frozen_polkit_does_not_hang(run: Run) -> None:
+def test_frozen_polkit_does_not_hang(system: System) -> None:
     """Refused after some seconds; what was asked for dies with the connection."""
-    start_victim(run)
-    write_rule(run, "YES")
+    start_victim(system)
+    write_rule(system, "YES")
     main_pid = ["systemctl", "show", "-p", "MainPID", "--value", "polkit.service"]
-    pid = run(main_pid).stdout.strip()
+    pid = system.run(main_pid).stdout.strip()
     assert int(pid) > 0
     try:
-        run(["kill", "-STOP", pid])
-        require_refusal(stop_as_tester(run), "polkit does not answer", "status polkit")
-        require_doctors_refusal(run, "does not answer")
+        system.run(["kill", "-STOP", pid])
+        require_refusal(stop_as_tester(system), "polkit does not answer", "status polkit")
+        require_doctors_refusal(system, "does not answer")
     finally:
-        run(["kill", "-CONT", pid])
-        remove_rule(run)
-    assert is_active(run)
+        system.run(["kill", "-CONT", pid])
+        remove_rule(system)
+    assert is_active(system)
 
 
 # What another user reads ---------------------------------------------------------------------
 
 
-def test_tester_reads_roots_units(run: Run) -> None:
+def test_tester_reads_roots_units(system: System) -> None:
     """All of a process but its descriptors; with hidepid nothing but that it is there."""
-    start_victim(run)
-    trace = [*SDTOOL, "trace", VICTIM, "--json"]
-    (open_,) = json.loads(run(trace, user="tester").stdout)["data"]
+    start_victim(system)
+    (open_,) = system.sdtool("trace", VICTIM, user=TESTER).data
     (process,) = open_["processes"]
     assert (["sleep", "1000"], "root", None) == (
         [process["argv"][0].rpartition("/")[2], *process["argv"][1:]],
@@ -277,9 +276,9 @@ def test_tester_reads_roots_units(run: Run) -> None:
     hide = ["systemd-run", "-q", "--pipe", "--wait", "--collect", "--uid=tester"]
     for mode in ("invisible", "noaccess"):
         hidden_run = [*hide, f"--property=ProtectProc={mode}"]
-        (hidden,) = json.loads(run([*hidden_run, *trace]).stdout)["data"]
+        (hidden,) = system.run([*hidden_run, "sdtool", "trace", VICTIM, "--json"]).data
         (seen,) = hidden["processes"]
         assert (process["pid"], None, None) == (seen["pid"], seen["argv"], seen["user"])
         assert "hidepid" in seen["unread_reason"]
-        document = json.loads(run([*hidden_run, *SDTOOL, "pid", "1", "--json"]).stdout)
+        document = system.run([*hidden_run, "sdtool", "pid", "1", "--json"]).envelope
         assert (4, "AccessDenied") == (document["exit"], document["errors"][0]["code"])
