@@ -28,7 +28,7 @@ from sdtool.sources import cgroups
 from sdtool.sources.processes import read_user_name
 from sdtool.sources.systemd import Manager
 
-ANSWER_S = 4.0
+ANSWER_S = 3.5
 """How long the user managers have for all that they are asked."""
 
 T = TypeVar("T")

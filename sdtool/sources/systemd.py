@@ -59,8 +59,9 @@ from sdtool.sources.reach import PAUSE_S, Doors, doors_of, doors_of_user, reach
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 4.0
-"""How long a question may go unanswered, over however many connections."""
+PATIENCE_S = 3.5
+"""How long a question may go unanswered, over however many connections: with the start of
+Python, whoever asks is told within five seconds, also where the machine is busy."""
 
 ABSENCE_S = 2.0
 """How long a manager that has left the bus is waited for before another way is tried."""

@@ -192,4 +192,4 @@ async def test_frozen_polkit_does_not_hold_the_stop_up(fake: FakeSystemd) -> Non
     """The manager answers everything but the stop."""
     fake.add("a.service", "polkit.service")
     fake.silent.add("StopUnit")
-    assert "polkit does not answer within 4 s" in refusal(await stop())[0]
+    assert "polkit does not answer within 3.5 s" in refusal(await stop())[0]
