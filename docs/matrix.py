@@ -34,8 +34,11 @@ OUTSIDE = """\
 ## The containers and hostile hosts
 
 Driven from outside, with root and an ordinary user inside; most boot a container of their own with
-something missing, broken or in the way.
+something missing, broken or in the way. `machine` is for what needs no suite.
 """
+
+NO_SUITE = "machine"
+"""The column of what is tested once: the cache, say, or what is told where packages lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,10 @@ def main() -> int:
         sys.stderr.write(f"There is no report of {', '.join(missing)}: run make matrix.\n")
         return 1
     inside = [case for name in columns for case in read_report(report(name), name)]
-    outside = [case for case in read_report(report("containers"), "") if case.column]
+    outside = list(read_report(report("containers"), ""))
     notes: dict[str, str] = {}
     parts = [HEAD, versions(columns), INSIDE, *render(inside, columns, notes)]
-    parts += [OUTSIDE, *render(outside, list(SUITES), notes)]
+    parts += [OUTSIDE, *render(outside, [*SUITES, NO_SUITE], notes)]
     parts += [f"- ({letter}) {reason}" for reason, letter in notes.items()]
     (HERE / "matrix.md").write_text("\n".join(parts) + "\n")
     failed = [case for case in (*inside, *outside) if case.outcome == "failed"]
@@ -82,7 +85,7 @@ def read_report(path: Path, column: str) -> Iterator[Case]:
     for node in ET.parse(path).getroot().iter("testcase"):
         test, _, parameters = node.attrib["name"].partition("[")
         words = re.split(r"[-\]]", parameters)
-        own = column or next((word for word in words if word in SUITES), "")
+        own = column or next((word for word in words if word in SUITES), NO_SUITE)
         skipped = node.find("skipped")
         outcome = "passed" if skipped is None else "skipped"
         if node.find("failure") is not None or node.find("error") is not None:

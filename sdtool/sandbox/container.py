@@ -136,7 +136,8 @@ class Container(GuardedSandbox):
         """Build the command line that runs ``command`` inside, as a unit of its own.
 
         It ends with the exit status of the command, 128 and the number of a signal that ended
-        it, or 69 where that is not known, because the bus or the system went down.
+        it, 255 where its whole unit was killed (systemd-run(1)), or 69 where nothing of that is
+        known, because the bus or the system went down.
 
         Args:
             command: Program and arguments.

@@ -237,7 +237,8 @@ def _unreachable(scope: Scope, failures: Sequence[str]) -> Unavailable:
             "This machine was not booted with systemd (no /run/systemd/system).",
             hint="sdtool sandbox boots a throwaway systemd to try things in",
         )
-    return Unavailable(
-        f"The system manager cannot be reached: {reason}.",
-        hint="as root sdtool also tries /run/systemd/private, without the bus",
-    )
+    if os.geteuid() == 0:
+        hint = "neither the bus nor its private socket led to it; sdtool doctor tells of each"
+    else:
+        hint = "run as root: sdtool then also tries /run/systemd/private, without the bus"
+    return Unavailable(f"The system manager cannot be reached: {reason}.", hint=hint)

@@ -144,6 +144,7 @@ def test_command_is_a_unit_of_its_own(healthy: System) -> None:
         ("kill -INT $$", 130),
         ("kill -PIPE $$", 141),
         ("kill -KILL $$", 137),
+        ("systemctl kill --signal=KILL $(sed 's,.*/,,' /proc/self/cgroup); sleep 9", 255),
         ("exec no-such-command", 127),
         ("trap '' TERM; sleep 500 & exit 4", 4),
         ("yes | head -1 > /dev/null", 0),

@@ -168,7 +168,7 @@ def test_machine_without_systemd_still_has_ports_and_processes(healthy: System) 
 
 
 def test_hidden_processes_are_unknown_not_absent(healthy: System) -> None:
-    """With hidepid a user sees no process of others: counts and holders are null with a reason."""
+    """With hidepid a user sees no process of others: they are counted, not described."""
     healthy.run(["systemctl", "start", "sdtool-graceful"])
     hidden = {"user": TESTER, "properties": ["ProtectProc=invisible"]}
 
@@ -179,7 +179,9 @@ def test_hidden_processes_are_unknown_not_absent(healthy: System) -> None:
 
     assert (1, ["18080/tcp"]) == (row["processes"], row["ports"])
     assert "owned" == port["verdict"]
-    assert ["creator"] == [owner["via"] for owner in port["owners"]]
+    (owner,) = port["owners"]
+    assert ("creator", None) == (owner["via"], owner["socket"]["holders"])
+    assert "hidepid" in owner["socket"]["holders_reason"]
     assert (False, True) == (proc["available"], "hides" in proc["reason"])
     assert ["hidepid" in process["unread_reason"] for process in trace["processes"]] == [True]
 
