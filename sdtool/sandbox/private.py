@@ -62,7 +62,8 @@ class PrivateManager(GuardedSandbox):
             "XDG_DATA_HOME": f"{home}/data",
             "XDG_STATE_HOME": f"{home}/state",
             "XDG_CACHE_HOME": f"{home}/cache",
-            "SYSTEMD_UNIT_PATH": f"{self._units}:",  # the colon appends the default path
+            # A link, as a colon in the real path would separate; the last one appends the default.
+            "SYSTEMD_UNIT_PATH": f"{home}/units:",
         }
 
     def argv(self, command: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ mkdir -p /run/systemd/system /run/systemd/journal "$XDG_RUNTIME_DIR"
 chmod 700 "$XDG_RUNTIME_DIR"
 mkdir -p "$XDG_CONFIG_HOME" "$XDG_DATA_HOME" "$XDG_STATE_HOME" "$XDG_CACHE_HOME"
 ln -s "$units" "$XDG_RUNTIME_DIR/sdtool-units"
+ln -s "$units" "${{SYSTEMD_UNIT_PATH%:}}"
 # what is enabled for the users of this machine has no business here
 if [ -d /etc/systemd/user ]; then
     mount -t tmpfs -o mode=755,nosuid,nodev "$name" /etc/systemd/user

@@ -523,6 +523,15 @@ print("down")
 """
 
 
+def test_units_may_be_anywhere(tmp_path: Path) -> None:
+    """A colon in their path separates nothing, as it would in systemd's own variable."""
+    units = tmp_path / "a:b"
+    units.mkdir()
+    (units / "there.service").write_text("[Service]\nExecStart=/bin/true\n")
+    with PrivateManager(units=units) as manager:
+        assert 0 == manager.run(["systemctl", "--user", "start", "there.service"]).returncode
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[PrivateManager]:
     """A user manager that knows nothing of the demo units: one to borrow."""
