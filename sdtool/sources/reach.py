@@ -118,14 +118,14 @@ async def probe_bus(scope: Scope) -> tuple[bool, str]:
 
 
 async def probe_name(scope: Scope, name: str) -> bool | None:
-    """Whether the owner of a name on the bus answers; None when the name has no owner now.
+    """Whether the owner of a name on the bus answers; None when there is nobody to ask.
 
     Nobody is started for it. To be refused is to be answered.
     """
     try:
         await _ping(scope, name, "/", "org.freedesktop.DBus.Peer", "Ping")
-    except NoAnswer:
-        return False
+    except NoAnswer as error:
+        return None if error.silent_s is None else False
     except RemoteError as error:
         return None if error.name in ABSENT else True
     return True
