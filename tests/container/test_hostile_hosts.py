@@ -213,6 +213,8 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     (port,) = system.sdtool("port", "18080/tcp").data
     (listener,) = system.sdtool("ports", "sdtool-graceful").data
     others = system.sdtool("ports", "sdtool-graceful", user=TESTER)
+    idle = ("multi-user.target", "sdtool-slow", "sdtool-activated.socket")
+    none = system.sdtool("ports", *idle, user=TESTER)
     facilities = {one["facility"]: one for one in system.sdtool("doctor").data}
     stopped = system.sdtool("stop", "sdtool-forks")
 
@@ -226,6 +228,7 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     assert False is facilities["sock_diag"]["available"]
     assert (69, []) == (others.status, others.data)
     assert f"Whether {graceful} listens is not known" in others.errors[0]["message"]
+    assert (0, [], []) == (none.status, none.data, none.errors)
     assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
 
 
