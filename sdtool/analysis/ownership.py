@@ -222,6 +222,21 @@ def _creator(
     return Creator(unit=owner.innermost, manager=owner.manager, control_group=path), None
 
 
+def explain_no_creators(
+    rows: Sequence[SocketFacts], cgroups: Mapping[int, str] | None
+) -> str | None:
+    """Why it is known of no socket who created it; None when it is known of some.
+
+    Args:
+        cgroups: As for ``join``.
+    """
+    if cgroups is None:
+        return "with cgroup v1 the kernel does not tell who created a socket"
+    if rows and all(row.cgroup_id is None for row in rows):
+        return "the kernel does not tell who created a socket (needs Linux 5.9 with cgroup2)"
+    return None
+
+
 def _holders(
     row: SocketFacts, holders: Mapping[int, list[Holder]], scan: HolderScan | None
 ) -> tuple[tuple[Holder, ...] | None, bool, str | None]:

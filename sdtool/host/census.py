@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from sdtool.analysis import membership, ownership
 from sdtool.errors import AccessDenied, InvalidArgument, SdtoolError, Unavailable
 from sdtool.host.asking import nothing_matches, split
-from sdtool.host.ports import read_listeners_by_creator
 from sdtool.host.session import Session
-from sdtool.host.units import require_known_types, unit_patterns
+from sdtool.host.units import read_census, require_known_types, unit_patterns
 from sdtool.model.answer import Answer
 from sdtool.model.scope import Scope
 from sdtool.model.sockets import SocketUnit
 from sdtool.model.unit import ListedUnit, ListFilter, Unit
-from sdtool.sources import cgroups
 from sdtool.sources.processes import read_user_name
 from sdtool.sources.systemd import Manager
 
@@ -67,13 +65,7 @@ async def list_all_managers(
     found = split(await asyncio.gather(*(_ask(name, wanted) for name in names)))
     if patterns and not found.errors and not (units or any(one.units for one in found.data)):
         raise nothing_matches(patterns)
-    roots = await session.roots()
-    tree = cgroups.read_tree(session.mount, roots.system)
-    listeners = await read_listeners_by_creator(session, tree.ids)
-    if listeners is not None:
-        for one in found.data:
-            listeners = ownership.name_socket_units(listeners, one.unit, one.socket_units)
-    census = membership.take_census(tree.paths, tree.members, listeners, roots)
+    census = await read_census(session, {one.unit: one.socket_units for one in found.data})
     rows = membership.list_units(_wanted(filters, units), census, Scope.SYSTEM)
     for one in found.data:
         rows += membership.list_units(_wanted(filters, one.units), census, one.unit, one.user)

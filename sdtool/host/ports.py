@@ -81,16 +81,14 @@ async def own_listeners_of(
 
 async def read_listeners_by_creator(
     session: Session, ids: Mapping[int, str] | None
-) -> tuple[Socket, ...] | None:
-    """Every listening socket with its creator alone; None where creators are not known."""
-    if ids is None:
-        return None
+) -> tuple[tuple[Socket, ...], str | None]:
+    """Every listening socket with its creator alone, or none and why creators are not known."""
     try:
         rows = sockets.read_listeners()
     except Unavailable as error:
-        log.info("no ports: %s", error)
-        return None
-    return await _join(session, rows, ids, None)
+        return (), str(error)
+    reason = ownership.explain_no_creators(rows, ids)
+    return (() if reason else await _join(session, rows, ids, None)), reason
 
 
 async def own_sockets(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
     doubt_unfound,
+    explain_no_creators,
     join,
     judge_port,
     listens_on,
@@ -187,6 +188,26 @@ def test_creator_that_is_gone_has_a_reason() -> None:
     gone, unnamed = joined(row(cgroup_id=99)), joined(row(cgroup_id=None))
     assert (None, "the cgroup that created it is gone") == (gone.creator, gone.creator_reason)
     assert "the kernel names no creating cgroup for it" == unnamed.creator_reason
+
+
+@pytest.mark.parametrize(
+    ("ids", "cgroups", "word"),
+    [
+        ([7], None, "cgroup v1"),
+        ([], None, "cgroup v1"),
+        ([None, None], CGROUPS, "Linux 5.9"),
+        ([None, 7], CGROUPS, None),
+        ([99], CGROUPS, None),
+        ([], CGROUPS, None),
+    ],
+)
+def test_kernel_that_names_no_creator_is_told(
+    ids: list[int | None], cgroups: dict[int, str] | None, word: str | None
+) -> None:
+    """On cgroup v1 and where no socket has an id; one that is gone is another matter."""
+    reason = explain_no_creators([row(cgroup_id=one) for one in ids], cgroups)
+    assert (word is None) == (reason is None)
+    assert (word or "") in (reason or "")
 
 
 def test_holders_nobody_looked_for_are_unknown() -> None:
