@@ -109,40 +109,50 @@ def wants(filters: ListFilter, unit: Unit) -> bool:
     return unit.job is not None or unit.active_state != "inactive"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Census:
     """What one sweep says of the units of all managers, by (manager, unit).
 
     Attributes:
         groups: The cgroup of each.
-        processes: How many there are in it and below it; None when they could not be read.
-        ports: The listening ports that were made in it; None when creators are not known.
+        processes: How many there are in it and below it.
+        processes_reason: Why that is known of none; None when it is known.
+        ports: The listening ports that were made in it.
+        ports_reason: Why that is known of none; None when it is known.
     """
 
     groups: Mapping[UnitKey, str]
-    processes: Mapping[UnitKey, int] | None
-    ports: Mapping[UnitKey, tuple[str, ...]] | None
+    processes: Mapping[UnitKey, int]
+    processes_reason: str | None
+    ports: Mapping[UnitKey, tuple[str, ...]]
+    ports_reason: str | None
 
 
 def take_census(
     cgroups: Iterable[str],
-    members: Mapping[str, Sequence[int]] | None,
-    listeners: Iterable[Socket] | None,
+    members: Mapping[str, Sequence[int]],
+    listeners: Iterable[Socket],
     roots: ManagerRoots,
+    *,
+    processes_reason: str | None = None,
+    ports_reason: str | None = None,
 ) -> Census:
     """Count processes and ports for the units of every manager.
 
     Args:
         cgroups: The paths of all cgroups.
-        members: Cgroup path -> pids; None when they could not be read.
-        listeners: Listening sockets joined with their creators; None when these are not known.
+        members: Cgroup path -> pids.
+        listeners: Listening sockets joined with their creators.
+        processes_reason: Why there are no ``members``, where they could not be read.
+        ports_reason: Why there are no ``listeners``, where their creators are not known.
     """
-    paths = dict.fromkeys((*cgroups, *(members or ())))
-    levels = {path: read_levels(path, roots) for path in paths}
+    levels = {path: read_levels(path, roots) for path in dict.fromkeys((*cgroups, *members))}
     return Census(
-        _control_groups(levels),
-        None if members is None else _count_processes(members, levels),
-        None if listeners is None else _ports_by_unit(listeners),
+        groups=_control_groups(levels),
+        processes=_count_processes(members, levels),
+        processes_reason=processes_reason,
+        ports=_ports_by_unit(listeners),
+        ports_reason=ports_reason,
     )
 
 
@@ -155,7 +165,7 @@ def list_units(
         manager: As in ``CgroupOwner.manager``.
         user: Whose manager it is.
     """
-    processes, ports = census.processes, census.ports
+    no_processes, no_ports = census.processes_reason, census.ports_reason
     return tuple(
         ListedUnit(
             name=unit.name,
@@ -168,8 +178,10 @@ def list_units(
             following=unit.following,
             manager=manager,
             manager_user=user,
-            processes=None if processes is None else processes.get((manager, unit.name), 0),
-            ports=None if ports is None else ports.get((manager, unit.name), ()),
+            processes=None if no_processes else census.processes.get((manager, unit.name), 0),
+            processes_reason=no_processes,
+            ports=None if no_ports else census.ports.get((manager, unit.name), ()),
+            ports_reason=no_ports,
             unread_reason=NOT_READ,
         )
         for unit in units

@@ -10,11 +10,12 @@ Source: sd-login(3) for reading a cgroup path; systemd.socket(5).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
 from sdtool.analysis.phases import ENDED
+from sdtool.errors import Unavailable
 from sdtool.model.names import UNIT_TYPES
 from sdtool.model.process import Container
 from sdtool.model.scope import Scope
@@ -219,6 +220,21 @@ def _creator(
         return None, "the cgroup that created it is gone"
     owner = read_path(path, roots)
     return Creator(unit=owner.innermost, manager=owner.manager, control_group=path), None
+
+
+def explain_no_creators(
+    rows: Sequence[SocketFacts], cgroups: Mapping[int, str] | None
+) -> str | None:
+    """Why it is known of no socket who created it; None when it is known of some.
+
+    Args:
+        cgroups: As for ``join``.
+    """
+    if cgroups is None:
+        return "with cgroup v1 the kernel does not tell who created a socket"
+    if rows and all(row.cgroup_id is None for row in rows):
+        return "the kernel does not tell who created a socket (needs Linux 5.9 with cgroup2)"
+    return None
 
 
 def _holders(
@@ -461,8 +477,35 @@ def _by_unit(row: ListeningSocket) -> tuple[bool, str, int, str, str]:
     )
 
 
-def explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
-    """Why a unit may have a listening socket that was not found; None when it has none."""
+def doubt_unfound(
+    units: Iterable[Unit], found: Collection[str | None], rows: Iterable[ListeningSocket]
+) -> tuple[Unavailable, ...]:
+    """An error for each unit that may have a listening socket all the same, in their order.
+
+    Args:
+        found: The names of those that have one for certain.
+        rows: All listening sockets; one without an owner may be any unit's that can have one.
+    """
+    why = _explain_unowned(rows)
+    if why is None:
+        return ()
+    return tuple(
+        Unavailable(f"Whether {unit.name} listens is not known: {why}.", subject=unit.name)
+        for unit in units
+        if unit.name not in found and _can_listen(unit)
+    )
+
+
+def _can_listen(unit: Unit) -> bool:
+    """Whether the unit is in a state to have sockets: its own, or the manager's for it."""
+    if unit.unit_type == "socket" and unit.active_state not in ENDED:
+        return True
+    # Slices have a cgroup too, and only other units in it.
+    return unit.control_group is not None and unit.unit_type != "slice"
+
+
+def _explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
+    """Why it is not known whose some of the sockets are; None when it is known of all."""
     sockets = [row.socket for row in rows if row.unit is None]
     unknown = [s for s in sockets if s.creator is None and s.holders is None]
     if not unknown:

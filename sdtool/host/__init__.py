@@ -33,7 +33,7 @@ from sdtool.model.process import ProcessOwner
 from sdtool.model.scope import Scope
 from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.stop import StopReport
-from sdtool.model.unit import ListedUnit, ListFilter, Trace
+from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 
 __all__ = ["Host", "ListFilter", "Scope", "StopOptions"]
 
@@ -115,21 +115,20 @@ class Host:
     async def ports(self, units: Sequence[str] = ()) -> Answer[ListeningSocket]:
         """Every listening socket by unit, or those of the units.
 
-        A unit of which none is found, where the owners of some are unknown, is an error.
+        A unit of which none is found, and that may have one whose owner is unknown, is an error.
         """
         if not units:
             return Answer(data=await own_listeners(self._session))
         names = await resolve(self._session, units)
-        known = await ask_each(names, self._read_name)
+        known = await ask_each(names, self._read_unit)
         if not known.data:
             return Answer(errors=known.errors)
         found = await own_listeners_of(self._session, known.data)
         return Answer(data=found.data, errors=known.errors + found.errors)
 
-    async def _read_name(self, name: str) -> str:
-        """The Id of a unit that exists; aliases have another one."""
-        manager = await self._session.manager()
-        return (await manager.read_unit(name)).unit.name
+    async def _read_unit(self, name: str) -> UnitDetails:
+        """A unit that exists, under its Id; aliases are other names."""
+        return await (await self._session.manager()).read_unit(name)
 
     async def pid(self, pids: Sequence[int]) -> Answer[ProcessOwner]:
         """Who manages each process."""

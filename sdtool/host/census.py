@@ -1,37 +1,31 @@
 """Every manager of this machine in one answer: the system's, and each user's that runs.
 
 A user manager lets root in through its private socket; its bus lets in nobody but the user. All
-are asked at once, each for no longer than its time, and there is one sweep of the cgroups and one
-of the sockets for all of them.
+are asked at once, each for no longer than its time; one that does not tell everything is an error.
+There is one sweep of the cgroups and one of the sockets for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from sdtool.analysis import membership, ownership
 from sdtool.errors import AccessDenied, InvalidArgument, SdtoolError, Unavailable
 from sdtool.host.asking import nothing_matches, split
-from sdtool.host.ports import read_listeners_by_creator
 from sdtool.host.session import Session
-from sdtool.host.units import require_known_types, unit_patterns
+from sdtool.host.units import read_census, require_known_types, unit_patterns
 from sdtool.model.answer import Answer
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import Socket
+from sdtool.model.sockets import SocketUnit
 from sdtool.model.unit import ListedUnit, ListFilter, Unit
-from sdtool.sources import cgroups
 from sdtool.sources.processes import read_user_name
 from sdtool.sources.systemd import Manager
 
 ANSWER_S = 3.5
-"""How long the user managers have for all that they are asked."""
-
-T = TypeVar("T")
+"""How long each user manager has for all that it is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +34,13 @@ class _UserManager:
 
     Attributes:
         unit: The system's unit that runs it, user@UID.service.
+        socket_units: Those that may stand behind the sockets it made itself.
     """
 
     unit: str
     user: str
-    manager: Manager
     units: tuple[Unit, ...]
+    socket_units: tuple[SocketUnit, ...]
 
 
 async def list_all_managers(
@@ -66,19 +61,11 @@ async def list_all_managers(
     wanted = unit_patterns(patterns)
     system = await session.manager()
     units = await system.list_units(wanted)
-    async with AsyncExitStack() as stack:
-        until = asyncio.get_running_loop().time() + ANSWER_S
-        names = ownership.running_user_managers(await system.list_units(["user@*.service"]))
-        asked = await asyncio.gather(*(_ask(name, wanted, until, stack) for name in names))
-        found = split(asked)
-        if patterns and not found.errors and not (units or any(one.units for one in found.data)):
-            raise nothing_matches(patterns)
-        roots = await session.roots()
-        tree = cgroups.read_tree(session.mount, roots.system)
-        listeners = await read_listeners_by_creator(session, tree.ids)
-        if listeners is not None:
-            listeners = await _name_user_sockets(listeners, found.data, until)
-    census = membership.take_census(tree.paths, tree.members, listeners, roots)
+    names = ownership.running_user_managers(await system.list_units(["user@*.service"]))
+    found = split(await asyncio.gather(*(_ask(name, wanted) for name in names)))
+    if patterns and not found.errors and not (units or any(one.units for one in found.data)):
+        raise nothing_matches(patterns)
+    census = await read_census(session, {one.unit: one.socket_units for one in found.data})
     rows = membership.list_units(_wanted(filters, units), census, Scope.SYSTEM)
     for one in found.data:
         rows += membership.list_units(_wanted(filters, one.units), census, one.unit, one.user)
@@ -97,40 +84,21 @@ def _wanted(filters: ListFilter, units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in units if membership.wants(filters, unit)]
 
 
-async def _ask(
-    unit: str, patterns: Sequence[str], until: float, stack: AsyncExitStack
-) -> _UserManager | SdtoolError:
-    """Connect to a user manager, until the stack is closed, and have its units."""
+async def _ask(unit: str, patterns: Sequence[str]) -> _UserManager | SdtoolError:
+    """All that a user manager is asked, in its own time: what another one costs is not its."""
     uid = ownership.uid_of_manager(unit)
     user = read_user_name(uid)
     try:
-        manager = await _in_time(Manager.open_user(uid), until)
-        stack.push_async_callback(manager.close)
-        units = await _in_time(manager.list_units(patterns), until)
+        async with asyncio.timeout(ANSWER_S), await Manager.open_user(uid) as manager:
+            units = await manager.list_units(patterns)
+            socket_units = await manager.list_socket_units()
+    except TimeoutError:
+        return _in_vain(unit, user, f"nothing came within {ANSWER_S:g} s.")
     except SdtoolError as error:
-        sentence = f"The manager of user {user} ({unit}) was asked in vain: {error}"
-        return Unavailable(sentence, subject=unit, hint=f"systemctl status {unit}")
-    return _UserManager(unit=unit, user=user, manager=manager, units=units)
+        return _in_vain(unit, user, str(error))
+    return _UserManager(unit=unit, user=user, units=units, socket_units=socket_units)
 
 
-async def _in_time(question: Awaitable[T], until: float) -> T:
-    try:
-        async with asyncio.timeout_at(until):
-            return await question
-    except TimeoutError as error:
-        raise Unavailable(f"nothing came within {ANSWER_S:g} s.") from error
-
-
-async def _name_user_sockets(
-    listeners: tuple[Socket, ...], managers: Sequence[_UserManager], until: float
-) -> tuple[Socket, ...]:
-    """Say which .socket unit is behind a socket that a user manager itself made."""
-    for one in managers:
-        if not any(ownership.is_made_by_manager(socket, one.unit) for socket in listeners):
-            continue
-        try:
-            units = await _in_time(one.manager.list_socket_units(), until)
-        except SdtoolError:
-            continue  # its ports are then its init.scope's, which is true as well
-        listeners = ownership.name_socket_units(listeners, one.unit, units)
-    return listeners
+def _in_vain(unit: str, user: str, reason: str) -> Unavailable:
+    sentence = f"The manager of user {user} ({unit}) was asked in vain: {reason}"
+    return Unavailable(sentence, subject=unit, hint=f"systemctl status {unit}")

@@ -19,6 +19,7 @@ from sdtool.model.sockets import (
     Socket,
     SocketFacts,
 )
+from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups, processes, sockets
 
 log = logging.getLogger(__name__)
@@ -66,37 +67,28 @@ async def own_listeners(session: Session) -> tuple[ListeningSocket, ...]:
     return ownership.name_listeners(joined)
 
 
-async def own_listeners_of(session: Session, units: Sequence[str]) -> Answer[ListeningSocket]:
-    """The listening sockets of units; one that has none, as far as can be seen, is an error."""
+async def own_listeners_of(
+    session: Session, units: Sequence[UnitDetails]
+) -> Answer[ListeningSocket]:
+    """The listening sockets of units; one that may have some unseen is an error."""
     rows = await own_listeners(session)
     roots = await session.roots()
-    found = membership.filter_listeners(rows, units, roots)
-    doubt = ownership.explain_unowned(rows)
-    if doubt is None:
-        return Answer(data=found)
+    asked = {details.unit.name: details.unit for details in units}
+    found = membership.filter_listeners(rows, asked, roots)
     seen = {membership.asked_unit(row.unit, row.manager, roots) for row in found}
-    return Answer(
-        data=found,
-        errors=tuple(
-            Unavailable(f"Whether {unit} listens is not known: {doubt}.", subject=unit)
-            for unit in units
-            if unit not in seen
-        ),
-    )
+    return Answer(data=found, errors=ownership.doubt_unfound(asked.values(), seen, rows))
 
 
 async def read_listeners_by_creator(
     session: Session, ids: Mapping[int, str] | None
-) -> tuple[Socket, ...] | None:
-    """Every listening socket with its creator alone; None where creators are not known."""
-    if ids is None:
-        return None
+) -> tuple[tuple[Socket, ...], str | None]:
+    """Every listening socket with its creator alone, or none and why creators are not known."""
     try:
         rows = sockets.read_listeners()
     except Unavailable as error:
-        log.info("no ports: %s", error)
-        return None
-    return await _join(session, rows, ids, None)
+        return (), str(error)
+    reason = ownership.explain_no_creators(rows, ids)
+    return (() if reason else await _join(session, rows, ids, None)), reason
 
 
 async def own_sockets(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sdtool.analysis import membership, ownership
+from sdtool.analysis.membership import Census
 from sdtool.errors import AccessDenied, InvalidArgument, NoSuchProcess, SdtoolError
 from sdtool.host.asking import nothing_matches
 from sdtool.host.ports import own_sockets, read_listeners_by_creator
@@ -13,6 +14,7 @@ from sdtool.host.session import Session
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
 from sdtool.model.scope import Scope
+from sdtool.model.sockets import SocketUnit
 from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.processes import read_user_name
@@ -32,20 +34,33 @@ async def list_units(
     units = await manager.list_units(unit_patterns(patterns))
     if patterns and not units:
         raise nothing_matches(patterns)
-    roots = await session.roots()
-    top = roots.user or roots.system
-    # A mount namespace of our own can show another hierarchy than the manager's.
-    seen = cgroups.exists(session.mount, top)
-    tree = cgroups.read_tree(session.mount, top)
-    census = membership.take_census(
-        tree.paths,
-        tree.members if seen else None,
-        await read_listeners_by_creator(session, tree.ids) if seen else None,
-        roots,
-    )
+    census = await read_census(session, {})
     wanted = [unit for unit in units if membership.wants(filters, unit)]
     user = read_user_name(os.getuid()) if session.scope is Scope.USER else None
     return membership.list_units(wanted, census, session.scope, user)
+
+
+async def read_census(
+    session: Session, socket_units: Mapping[str, Sequence[SocketUnit]]
+) -> Census:
+    """Processes and ports of all units of the manager, and of those below it, in one sweep.
+
+    Args:
+        socket_units: Those of user managers, by the user@UID.service that runs each.
+    """
+    roots = await session.roots()
+    top = roots.user or roots.system
+    # A mount namespace of our own can show another hierarchy than the manager's.
+    if not cgroups.exists(session.mount, f"{top.rstrip('/')}/{ownership.INIT_SCOPE}"):
+        unseen = f"the cgroups mounted at {session.mount.path} are not those of the manager"
+        return membership.take_census(
+            (), {}, (), roots, processes_reason=unseen, ports_reason=unseen
+        )
+    tree = cgroups.read_tree(session.mount, top)
+    listeners, reason = await read_listeners_by_creator(session, tree.ids)
+    for manager, units in socket_units.items():
+        listeners = ownership.name_socket_units(listeners, manager, units)
+    return membership.take_census(tree.paths, tree.members, listeners, roots, ports_reason=reason)
 
 
 def unit_patterns(patterns: Sequence[str]) -> list[str]:

@@ -73,15 +73,19 @@ class ListedUnit(Unit):
         manager_user: The user whose manager it is; None for the system's.
         processes: Number of processes in its cgroup and all sub-cgroups; None when the
             membership could not be read.
+        processes_reason: Why ``processes`` is None.
         ports: Listening ports its cgroups created, as "8080/tcp", in the order of the numbers;
-            None when sock_diag gave no cgroup ids.
+            None when the creators of sockets are not known.
+        ports_reason: Why ``ports`` is None.
         unread_reason: Why the other fields that are None were not read.
     """
 
     manager: str
     manager_user: str | None
     processes: int | None
+    processes_reason: str | None
     ports: tuple[str, ...] | None
+    ports_reason: str | None
     unread_reason: str | None = None
 
 

@@ -78,7 +78,10 @@ def state(active_state: str, text: str | None = None) -> Text:
 
 
 def render_units(units: Sequence[ListedUnit]) -> RenderableType:
-    """The table of ``list``; LOAD and MANAGER stand only where they say something."""
+    """The table of ``list``; LOAD and MANAGER stand only where they say something.
+
+    Why there are "?" stands below it, once.
+    """
     with_manager = any(is_foreign(unit.manager) for unit in units)
     manager = ("MANAGER",) if with_manager else ()
     with_load = any(unit.load_state != "loaded" for unit in units)
@@ -97,7 +100,21 @@ def render_units(units: Sequence[ListedUnit]) -> RenderableType:
             cell("?" if unit.ports is None else " ".join(unit.ports), "cyan"),
             cell(unit.description),
         )
-    return table
+    return Group(table, *_notes(units))
+
+
+def _notes(units: Sequence[ListedUnit]) -> list[Text]:
+    """What is known of no unit, and why."""
+    unknown: dict[str, dict[str, None]] = {}
+    for unit in units:
+        reasons = {"processes": unit.processes_reason, "ports": unit.ports_reason}
+        for name, reason in reasons.items():
+            if reason is not None:
+                unknown.setdefault(reason, {})[name] = None
+    return [
+        Text(f"({' and '.join(names)} are not known: {clean(reason)})", "dim")
+        for reason, names in unknown.items()
+    ]
 
 
 def summarise_units(units: Sequence[ListedUnit]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sdtool.sandbox.rootfs import TESTER
+from sdtool.sandbox.rootfs import TESTER, TESTER_UID
 from tests.container.conftest import Boot
 from tests.container.system import Result, System
 
@@ -186,6 +186,37 @@ def test_hidden_processes_are_unknown_not_absent(healthy: System) -> None:
     assert ["hidepid" in process["unread_reason"] for process in trace["processes"]] == [True]
 
 
+def test_list_without_netlink_has_no_ports_and_says_why(healthy: System) -> None:
+    """The kernel does not list sockets to a unit without AF_NETLINK; processes are counted."""
+    healthy.run(["systemctl", "start", "sdtool-graceful"])
+    deaf = {"properties": ["RestrictAddressFamilies=~AF_NETLINK"]}
+
+    (row,) = healthy.sdtool("list", "sdtool-graceful", **deaf).data
+
+    assert (1, None, None) == (row["processes"], row["processes_reason"], row["ports"])
+    assert "NETLINK_SOCK_DIAG" in row["ports_reason"]
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--user",), ("--all-managers",)], ids=["system", "user", "all"]
+)
+def test_list_among_other_cgroups_counts_nothing(
+    healthy: System, options: tuple[str, ...]
+) -> None:
+    """A mount namespace that shows a part of the hierarchy: null with the reason, not 0."""
+    become = f"runuser -u {TESTER} -- env XDG_RUNTIME_DIR=/run/user/{TESTER_UID}"
+    command = " ".join([become if "--user" in options else "", "sdtool list --json", *options])
+    script = f"mount --bind /sys/fs/cgroup/system.slice /sys/fs/cgroup; exec {command}"
+
+    result = healthy.enter(["unshare", "-m", "sh", "-euc", script])
+
+    assert (0, True) == (result.status, bool(result.data))
+    for row in result.data:
+        assert (None, None) == (row["processes"], row["ports"])
+        assert "not those of the manager" in row["processes_reason"]
+        assert row["processes_reason"] == row["ports_reason"]
+
+
 def test_root_without_ptrace_says_what_it_cannot_see(healthy: System) -> None:
     """Root without CAP_SYS_PTRACE: the owner by its creator, the holders null with the reason."""
     healthy.run(["systemctl", "start", "sdtool-graceful"])
@@ -209,17 +240,23 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     system.run(["systemctl", "start", "sdtool-forks", "sdtool-graceful"])
     main = system.enter(["systemctl", "show", "-P", "MainPID", "sdtool-graceful"]).stdout.strip()
 
-    (row,) = system.sdtool("list", "sdtool-forks").data
+    row, web = system.sdtool("list", "sdtool-forks", "sdtool-graceful").data
+    table = system.run(["sdtool", "list", "sdtool-*"]).stdout
     (trace,) = system.sdtool("trace", "sdtool-forks").data
     (pid,) = system.sdtool("pid", main).data
     (port,) = system.sdtool("port", "18080/tcp").data
     (listener,) = system.sdtool("ports", "sdtool-graceful").data
     others = system.sdtool("ports", "sdtool-graceful", user=TESTER)
+    idle = ("multi-user.target", "sdtool-slow", "sdtool-activated.socket")
+    none = system.sdtool("ports", *idle, user=TESTER)
     facilities = {one["facility"]: one for one in system.sdtool("doctor").data}
     stopped = system.sdtool("stop", "sdtool-forks")
 
     graceful = "sdtool-graceful.service"
     assert 4 == row["processes"] == len(trace["processes"])
+    assert (1, None, None) == (web["processes"], web["processes_reason"], web["ports"])
+    assert "cgroup v1" in web["ports_reason"]
+    assert [f"(ports are not known: {web['ports_reason']})"] == table.splitlines()[3:]
     assert [graceful] * 3 == [pid["unit"], port["owners"][0]["unit"], listener["unit"]]
     assert (False, True) == (
         facilities["cgroups"]["available"],
@@ -228,6 +265,7 @@ def test_cgroup_v1_is_answered_without_cgroup2(boot: Boot) -> None:
     assert False is facilities["sock_diag"]["available"]
     assert (69, []) == (others.status, others.data)
     assert f"Whether {graceful} listens is not known" in others.errors[0]["message"]
+    assert (0, [], []) == (none.status, none.data, none.errors)
     assert (1, "killed") == (stopped.status, stopped.data[0]["verdict"])
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.analysis.membership import build_processes, explain_process
+from sdtool.analysis.membership import build_processes, explain_process, list_units, take_census
 from sdtool.analysis.ownership import judge_port, name_listeners
 from sdtool.errors import NoSuchUnit, SdtoolError
 from sdtool.model.facility import Facility
@@ -120,7 +120,7 @@ SHAPES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "Unit": (unit(), UNIT_KEYS),
     "list": (
         list_joined([unit()], {}, {}, [], [], ROOTS)[0],
-        (*UNIT_KEYS, "processes", "ports"),
+        (*UNIT_KEYS, "processes", "processes_reason", "ports", "ports_reason", "unread_reason"),
     ),
     "Process": (PROCESS, PROCESS_KEYS),
     "container": (Container(runtime="docker", id="0"), ("runtime", "id", "pod")),
@@ -231,6 +231,17 @@ def test_every_kind_of_event_is_in_the_contract() -> None:
 def test_closed_words_are_the_contracts(words: Any, expected: list[str]) -> None:
     """What sdtool decides has a fixed vocabulary, in this order."""
     assert expected == [word.value for word in words]
+
+
+def test_unknown_of_a_listed_unit_has_its_own_reason_beside_it() -> None:
+    """Processes and ports are null with why, each for itself; what is known has none."""
+    census = take_census((), {}, (), ROOTS, ports_reason="cgroup v1")
+    blind = take_census((), {}, (), ROOTS, processes_reason="no cgroups", ports_reason="nor these")
+    rows = [list_units([unit()], one, "system")[0] for one in (census, blind)]
+    keys = ("processes", "processes_reason", "ports", "ports_reason")
+    assert [(0, None, None, "cgroup v1"), (None, "no cgroups", None, "nor these")] == [
+        tuple(document[key] for key in keys) for document in opened(rows)["data"]
+    ]
 
 
 # Envelope ------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
-    explain_unowned,
+    doubt_unfound,
+    explain_no_creators,
     join,
     judge_port,
     listens_on,
@@ -30,8 +31,8 @@ from sdtool.model.sockets import (
     SocketUnit,
     Via,
 )
-from sdtool.model.unit import CgroupOwner, ManagerRoots
-from tests.unit.make import GROUP, UNIT, row, scan, socket
+from sdtool.model.unit import CgroupOwner, ManagerRoots, Unit
+from tests.unit.make import GROUP, UNIT, row, scan, socket, unit
 
 ROOTS = ManagerRoots()
 HEX = "0123456789abcdef" * 4
@@ -187,6 +188,26 @@ def test_creator_that_is_gone_has_a_reason() -> None:
     gone, unnamed = joined(row(cgroup_id=99)), joined(row(cgroup_id=None))
     assert (None, "the cgroup that created it is gone") == (gone.creator, gone.creator_reason)
     assert "the kernel names no creating cgroup for it" == unnamed.creator_reason
+
+
+@pytest.mark.parametrize(
+    ("ids", "cgroups", "word"),
+    [
+        ([7], None, "cgroup v1"),
+        ([], None, "cgroup v1"),
+        ([None, None], CGROUPS, "Linux 5.9"),
+        ([None, 7], CGROUPS, None),
+        ([99], CGROUPS, None),
+        ([], CGROUPS, None),
+    ],
+)
+def test_kernel_that_names_no_creator_is_told(
+    ids: list[int | None], cgroups: dict[int, str] | None, word: str | None
+) -> None:
+    """On cgroup v1 and where no socket has an id; one that is gone is another matter."""
+    reason = explain_no_creators([row(cgroup_id=one) for one in ids], cgroups)
+    assert (word is None) == (reason is None)
+    assert (word or "") in (reason or "")
 
 
 def test_holders_nobody_looked_for_are_unknown() -> None:
@@ -391,10 +412,43 @@ def test_shared_socket_is_listed_for_each_owner() -> None:
     assert ["a", "b"] == [entry.unit for entry in name_listeners([socket(holders=both)])]
 
 
-def test_sockets_of_nobody_known_may_be_any_units() -> None:
-    """Those with an owner say nothing about others; nor do those that are known to have none."""
-    known = [socket(holders=(holder(1, "a"),)), socket(holders=(), holders_complete=True)]
-    hidden = socket(creator_reason="cgroup v1", holders_reason="needs root")
-    assert None is explain_unowned(name_listeners(known))
-    doubt = explain_unowned(name_listeners([*known, hidden, hidden]))
-    assert "the owner of 2 sockets is not known: cgroup v1; needs root" == doubt
+OWNED = (socket(holders=(holder(1, "a"),)), socket(holders=(), holders_complete=True))
+HIDDEN = socket(creator_reason="cgroup v1", holders_reason="needs root")
+RUNS = unit(control_group=GROUP)
+LISTENS = unit("web.socket", sub_state="listening")
+
+
+def test_socket_of_nobody_known_may_be_any_running_units() -> None:
+    """Of those of which none was found; the sentence says why it is not known."""
+    rows = name_listeners([*OWNED, HIDDEN, HIDDEN])
+    (doubt,) = doubt_unfound([RUNS, unit("a", control_group="/a")], {"a"}, rows)
+    assert UNIT == doubt.subject
+    why = "the owner of 2 sockets is not known: cgroup v1; needs root"
+    assert f"Whether {UNIT} listens is not known: {why}." == str(doubt)
+
+
+def test_unit_without_sockets_is_no_doubt_where_all_have_owners() -> None:
+    """Sockets with an owner say nothing about others, nor do those known to have none."""
+    assert () == doubt_unfound([RUNS, LISTENS], (), name_listeners(OWNED))
+
+
+@pytest.mark.parametrize(
+    ("asked", "doubtful"),
+    [
+        (RUNS, True),
+        (unit(active_state="inactive"), False),
+        (unit(active_state="failed"), False),
+        (unit(active_state="failed", control_group=GROUP), True),
+        (unit("multi-user.target"), False),
+        (unit("system.slice", control_group="/system.slice"), False),
+        (unit("session-1.scope", control_group="/session-1.scope"), True),
+        (LISTENS, True),
+        (unit("web.socket", active_state="activating"), True),
+        (unit("web.socket", active_state="inactive"), False),
+        (unit("web.socket", active_state="failed"), False),
+    ],
+    ids=lambda value: "" if isinstance(value, bool) else f"{value.name}-{value.active_state}",
+)
+def test_only_a_unit_that_can_listen_is_doubtful(asked: Unit, doubtful: bool) -> None:
+    """It has a cgroup for its processes, left-over ones too, or the manager listens for it."""
+    assert doubtful == bool(doubt_unfound([asked], (), name_listeners([HIDDEN])))

@@ -123,6 +123,25 @@ def test_list_has_processes_and_ports() -> None:
     assert "2 units, 1 failed" == summarise_units(rows)
 
 
+def test_list_says_once_below_why_something_is_not_known() -> None:
+    """One line for each reason; none where all is known."""
+    known, blind, v1 = (
+        list_units([unit(), unit("b.service")], take_census((), {}, (), ROOTS, **why), "system")
+        for why in (
+            {},
+            {"processes_reason": "no\ncgroups", "ports_reason": "no\ncgroups"},
+            {"ports_reason": "cgroup v1"},
+        )
+    )
+    assert 3 == len(printed(render_units(known)).splitlines())
+    _, row, _, *below = printed(render_units(blind)).splitlines()
+    assert ["?", "?"] == row.split()[3:5]
+    assert [r"(processes and ports are not known: no\x0acgroups)"] == below
+    _, row, _, *below = printed(render_units(v1)).splitlines()
+    assert ["-", "?"] == row.split()[3:5]
+    assert ["(ports are not known: cgroup v1)"] == below
+
+
 @pytest.mark.parametrize("width", [20, 80, 300])
 def test_list_fits_the_terminal(width: int) -> None:
     """No line is wider than it."""
