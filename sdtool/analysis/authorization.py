@@ -34,7 +34,7 @@ def explain_refusal(
         asked: Somebody was to be asked for a password.
     """
     if (silent_s := _silence(refusal)) is not None:
-        why, hint = _explain_silence(silent_s, asked)
+        why, hint = _explain_silence(polkit, silent_s, asked)
     elif needs_person(refusal):
         why, hint = _explain_need(asked)
     else:
@@ -46,7 +46,9 @@ def _silence(refusal: SdtoolError) -> float | None:
     return refusal.silent_s if isinstance(refusal, Unavailable) else None
 
 
-def _explain_silence(silent_s: float, asked: bool) -> tuple[str, str]:
+def _explain_silence(polkit: Unit, silent_s: float, asked: bool) -> tuple[str, str]:
+    if polkit.active_state == "failed":
+        return _explain_absence(polkit)  # the bus waits on for the one that did not start
     if asked:
         return f": nobody gave it within {silent_s:g} s", "try again, or run as root"
     return f", and polkit does not answer within {silent_s:g} s", (
@@ -79,6 +81,6 @@ def _explain_absence(polkit: Unit) -> tuple[str, str]:
         return ", and polkit is masked", f"systemctl unmask {POLKIT}, or run as root"
     if polkit.load_state == "not-found":
         return ", and polkit is not installed", "install polkit, or run as root"
-    return ", and polkit does not run", (
+    return f", and polkit does not run: {polkit.name} is {polkit.active_state}", (
         f"run as root; systemctl status {POLKIT} may say what is wrong"
     )

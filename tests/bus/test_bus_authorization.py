@@ -152,7 +152,7 @@ async def test_question_that_nobody_answers_ends(
     [
         (("masked", "inactive", "dead"), "masked", "unmask"),
         (("not-found", "inactive", "dead"), "not installed", "install"),
-        (("loaded", "failed", "failed"), "does not run", "systemctl status"),
+        (("loaded", "failed", "failed"), "polkit.service is failed", "systemctl status"),
         (("loaded", "active", "running"), "rules do not give it", "rules.d"),
     ],
 )

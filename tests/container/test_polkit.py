@@ -103,13 +103,19 @@ def write_rule(system: System, result: str) -> None:
     )
     write = f"mkdir -p ${{0%/*}} && printf %s '{rule}' > $0 && chmod 644 $0"
     assert 0 == system.run(["sh", "-c", write, RULE]).status
-    system.run(["systemctl", "restart", "polkit.service"])
+    restart_polkit(system)
+
+
+def restart_polkit(system: System) -> None:
+    """Have it run anew; the tests do that so often that its start limit would be in the way."""
+    restart = "systemctl reset-failed polkit.service; systemctl restart polkit.service"
+    assert 0 == system.run(["sh", "-c", restart]).status
 
 
 def remove_rule(system: System) -> None:
     """Have polkit decide as it does by default."""
     system.run(["rm", "-f", RULE])
-    system.run(["systemctl", "restart", "polkit.service"])
+    restart_polkit(system)
 
 
 def stop_as_tester(system: System) -> dict[str, Any]:
@@ -207,7 +213,7 @@ def test_rules_decide(system: System) -> None:
 def require_doctors_refusal(system: System, reason: str) -> None:
     """Hold doctor to the same truth."""
     polkit = system.facility("polkit", user=TESTER)
-    expected = (False, True, "every stop is refused")
+    expected = (False, True, "every stop is refused unless polkit answers")
     assert expected == (polkit["available"], reason in polkit["reason"], polkit["costs"]), polkit
 
 
@@ -237,8 +243,43 @@ def test_missing_polkit_is_named(system: System) -> None:
         hide = "; ".join(f"mv {file} {file}.hidden" for file in files)
         system.run(["sh", "-c", f"systemctl stop polkit; {hide}; {reload}"])
         require_refusal(stop_as_tester(system), "polkit is not installed", "install")
+        require_doctors_refusal(system, "not-found")
     finally:
         system.run(["sh", "-c", "; ".join(f"mv {f}.hidden {f}" for f in files) + f"; {reload}"])
+
+
+def test_failed_polkit_is_named(system: System) -> None:
+    """The bus has it started for the question, and waits on for one that did not start."""
+    start_victim(system)
+    drop_in = "/run/systemd/system/polkit.service.d/50-sdtool-test.conf"
+    broken = r"[Service]\nExecStart=\nExecStart=/bin/false\n"
+    try:
+        system.run(["sh", "-c", f"mkdir -p ${{0%/*}}; printf '{broken}' > $0", drop_in])
+        system.run(["sh", "-c", "systemctl daemon-reload; systemctl stop polkit.service"])
+        require_refusal(stop_as_tester(system), "polkit.service is failed", "status polkit")
+        require_doctors_refusal(system, "polkit.service is failed")
+    finally:
+        system.run(["sh", "-c", f"rm {drop_in}; systemctl daemon-reload"])
+        remove_rule(system)
+    assert is_active(system)
+
+
+def test_crashed_polkit_is_named_until_it_is_asked(system: System) -> None:
+    """Doctor starts nothing, and says that a stop does."""
+    start_victim(system)
+    write_rule(system, "YES")
+    crash = (
+        "systemctl kill --signal=SEGV polkit.service; "
+        "while ! systemctl -q is-failed polkit.service; do :; done"
+    )
+    try:
+        assert 0 == system.run(["timeout", "10", "sh", "-c", crash]).status
+        require_doctors_refusal(system, "polkit.service is failed, and each stop tries")
+        document = stop_as_tester(system)
+        assert (0, ["clean"]) == (document["exit"], [r["verdict"] for r in document["data"]])
+        assert system.facility("polkit", user=TESTER)["available"]
+    finally:
+        remove_rule(system)
 
 
 def test_frozen_polkit_does_not_hang(system: System) -> None:
