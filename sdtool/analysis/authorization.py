@@ -1,21 +1,31 @@
 """Who refused a stop, and what would lift it?
 
 The manager says "Permission denied" for a rule that says no, for a person who could not prove who
-they are, and for a polkit that is not there: only polkit's own unit tells them apart.
+they are, and for a polkit that is not there; where polkit is masked it may hand on the bus's word
+for that as its own. Only polkit's own unit tells them apart.
 """
 
 from __future__ import annotations
 
-from sdtool.errors import AccessDenied, Refusal, SdtoolError, Unavailable
+from sdtool.errors import AccessDenied, Refusal, SdtoolError, Unavailable, UnitMasked
 from sdtool.model.names import MANAGE_UNITS, POLKIT
 from sdtool.model.unit import Unit
 
 
 def may_be_polkits(refusal: SdtoolError) -> bool:
-    """Whether a refusal can be polkit's: its word or, by its silence, the lack of it."""
+    """Whether a refusal can be polkit's: its word or, by its silence or mask, the lack of it."""
     if isinstance(refusal, AccessDenied):
         return refusal.reason is not Refusal.ONLY_BY_DEPENDENCY
-    return _silence(refusal) is not None
+    return isinstance(refusal, UnitMasked) or _silence(refusal) is not None
+
+
+def is_polkits(refusal: SdtoolError, polkit: Unit) -> bool:
+    """Whether a refusal that may be polkit's is, now that polkit's own unit is known.
+
+    A masked unit can be stopped: if one stands in the way of a stop, it is the one that the bus
+    was to start to have the stop authorized.
+    """
+    return not isinstance(refusal, UnitMasked) or polkit.load_state == "masked"
 
 
 def needs_person(refusal: SdtoolError) -> bool:
@@ -30,7 +40,7 @@ def explain_refusal(
 
     Args:
         polkit: The unit of polkit itself.
-        refusal: One that may be polkit's.
+        refusal: One that is polkit's.
         asked: Somebody was to be asked for a password.
     """
     if (silent_s := _silence(refusal)) is not None:

@@ -13,7 +13,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from sdtool.analysis.authorization import explain_refusal, may_be_polkits, needs_person
+from sdtool.analysis.authorization import (
+    explain_refusal,
+    is_polkits,
+    may_be_polkits,
+    needs_person,
+)
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.host.session import Session
@@ -119,12 +124,14 @@ def _asks_polkit(session: Session) -> bool:
 
 
 async def _explain(session: Session, unit: str, error: SdtoolError, *, asked: bool) -> SdtoolError:
-    """Say who refused, and what would lift it."""
+    """Say who refused, and what would lift it; an error that is not polkit's stays as it is."""
     try:
         manager = await session.manager()
         (polkit,) = await manager.list_named([POLKIT])
     except SdtoolError:
         return error  # it is the manager that does not answer
+    if not is_polkits(error, polkit):
+        return error
     sentence, hint = explain_refusal(unit, polkit, error, asked=asked)
     reason = error.reason if isinstance(error, AccessDenied) else None
     return AccessDenied(sentence, subject=unit, hint=hint, reason=reason)

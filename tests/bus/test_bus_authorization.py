@@ -11,7 +11,7 @@ import pytest
 from dbus_next.constants import MessageFlag
 from fake_systemd import FakeSystemd
 
-from sdtool.errors import AccessDenied, DeadlineExceeded, Exit
+from sdtool.errors import AccessDenied, DeadlineExceeded, Exit, UnitMasked
 from sdtool.host import Host, StopOptions
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
@@ -22,6 +22,7 @@ NEEDS_PERSON = (
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
     "Interactive authentication required.",
 )
+MASKED = "org.freedesktop.systemd1.UnitMasked"
 DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
 
 
@@ -168,6 +169,24 @@ async def test_refusal_says_who_refused(
     fake.errors["StopUnit"] = DENIED
     said, advice = refusal(await stop())
     assert (True, True, True) == (sentence in said, hint in advice, "root" in advice)
+
+
+@pytest.mark.parametrize("name", ["polkit.service", "another.service"])
+async def test_masked_unit_is_polkit_where_polkit_is_masked(fake: FakeSystemd, name: str) -> None:
+    """A masked unit can itself be stopped; polkit's unit decides, not the words."""
+    fake.add("a.service")
+    fake.add("polkit.service", load_state="masked", active_state="inactive", sub_state="dead")
+    fake.errors["StopUnit"] = (MASKED, f"Unit {name} is masked.")
+    said, advice = refusal(await stop())
+    assert (True, True) == ("polkit is masked" in said, "unmask" in advice)
+
+
+async def test_masked_unit_is_not_polkit_where_polkit_runs(fake: FakeSystemd) -> None:
+    """Exit 6 then, whatever the words are."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = (MASKED, "Unit polkit.service is masked.")
+    (error,) = (await stop()).errors
+    assert (UnitMasked, "a.service") == (type(error), error.subject)
 
 
 async def test_refusal_after_a_question_says_what_became_of_it(fake: FakeSystemd) -> None:

@@ -228,6 +228,21 @@ def test_masked_polkit_is_named(system: System) -> None:
         system.run(["systemctl", "unmask", "--runtime", "polkit.service"])
 
 
+def test_masked_unit_is_stopped(system: System) -> None:
+    """As root and as tester: a mask keeps a unit from being started only."""
+    write_rule(system, "YES")
+    try:
+        for user in ("root", TESTER):
+            system.run(["systemctl", "start", "sdtool-graceful.service"])
+            system.run(["systemctl", "mask", "--runtime", "sdtool-graceful.service"])
+            ran = system.sdtool("stop", "sdtool-graceful.service", user=user)
+            assert (0, ["clean"]) == (ran.status, [r["verdict"] for r in ran.data]), ran.stderr
+            system.run(["systemctl", "unmask", "--runtime", "sdtool-graceful.service"])
+    finally:
+        system.run(["systemctl", "unmask", "--runtime", "sdtool-graceful.service"])
+        remove_rule(system)
+
+
 def test_missing_polkit_is_named(system: System) -> None:
     """Neither its unit nor its bus name."""
     start_victim(system)
