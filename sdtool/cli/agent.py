@@ -15,9 +15,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+
+from sdtool.cli.terminal import is_foreground, terminal_restored
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ async def agent_on_terminal() -> AsyncIterator[None]:
     A job in the background has none: it would be stopped when it reads the terminal.
     """
     path = shutil.which(AGENT)
-    if path is None or not _is_foreground():
+    if path is None or not is_foreground():
         log.info("no %s is started: %s", AGENT, "in the background" if path else "not installed")
         yield
         return
-    with _terminal_restored(), contextlib.ExitStack() as pipe:
+    with terminal_restored(prompted=True), contextlib.ExitStack() as pipe:
         reader, writer = os.pipe()
         pipe.callback(os.close, reader)
         try:
@@ -104,29 +104,3 @@ async def _end(child: subprocess.Popen[bytes]) -> None:
     finally:
         child.kill()
         child.wait()
-
-
-def _is_foreground() -> bool:
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _terminal_restored() -> Iterator[None]:
-    """Give the terminal back as it was, with its echo; what was half typed is thrown away."""
-    terminal = sys.stdin.fileno()
-    try:
-        before = termios.tcgetattr(terminal)
-    except termios.error:
-        yield
-        return
-    try:
-        yield
-    finally:
-        # From the background it would stop us, and the terminal is another's there.
-        with contextlib.suppress(termios.error):
-            if _is_foreground() and termios.tcgetattr(terminal) != before:
-                termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
-                sys.stderr.write("\n")
