@@ -34,7 +34,7 @@ def needs_person(refusal: SdtoolError) -> bool:
 
 
 def explain_refusal(
-    unit: str, polkit: Unit, refusal: SdtoolError, *, asked: bool
+    unit: str, polkit: Unit, refusal: SdtoolError, *, asked: bool, lack: str | None = None
 ) -> tuple[str, str]:
     """(who refused to let the unit be stopped, in one sentence; what would lift it).
 
@@ -42,11 +42,12 @@ def explain_refusal(
         polkit: The unit of polkit itself.
         refusal: One that is polkit's.
         asked: Somebody was to be asked for a password.
+        lack: Why our own agent could not ask; None where it could, or nobody knows why not.
     """
     if (silent_s := _silence(refusal)) is not None:
         why, hint = _explain_silence(polkit, silent_s, asked)
     elif needs_person(refusal):
-        why, hint = _explain_need(asked)
+        why, hint = _explain_need(asked, lack)
     else:
         why, hint = _explain_denial(polkit, asked)
     return f"Stopping {unit} needs authorization for {MANAGE_UNITS}{why}.", hint
@@ -66,7 +67,11 @@ def _explain_silence(polkit: Unit, silent_s: float, asked: bool) -> tuple[str, s
     )
 
 
-def _explain_need(asked: bool) -> tuple[str, str]:
+def _explain_need(asked: bool, lack: str | None) -> tuple[str, str]:
+    if lack is not None:
+        return f", and no polkit agent could ask for it: {lack}", (
+            "run as root, or on a terminal where pkttyagent, a part of polkit, can ask"
+        )
     if asked:
         return ", and no polkit agent could ask for it", (
             "run as root, or in a login session, where pkttyagent, a part of polkit, can ask"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import os
 import shutil
 import signal
@@ -19,8 +18,6 @@ from collections.abc import AsyncIterator
 
 from sdtool.cli.terminal import is_foreground, terminal_restored
 
-log = logging.getLogger(__name__)
-
 AGENT = "pkttyagent"
 REGISTER_S = 5.0
 END_S = 2.0
@@ -28,32 +25,36 @@ PR_SET_PDEATHSIG = 1
 
 
 @contextlib.asynccontextmanager
-async def agent_on_terminal() -> AsyncIterator[None]:
-    """Have an agent that asks on this terminal; without pkttyagent another one may answer.
+async def agent_on_terminal() -> AsyncIterator[str | None]:
+    """Have an agent that asks on this terminal, or say why there is none: another may answer.
 
-    A job in the background has none: it would be stopped when it reads the terminal.
+    A job in the background has none: it would be stopped when it reads the terminal. Of one that
+    ends at once nothing is said here: outside a login session polkit takes none.
     """
     path = shutil.which(AGENT)
-    if path is None or not is_foreground():
-        log.info("no %s is started: %s", AGENT, "in the background" if path else "not installed")
-        yield
+    if path is None:
+        yield f"{AGENT} is not installed"
+        return
+    if not is_foreground():
+        yield f"{AGENT} asks in the foreground of a terminal only"
         return
     with terminal_restored(prompted=True), contextlib.ExitStack() as pipe:
         reader, writer = os.pipe()
         pipe.callback(os.close, reader)
+        child, lack = None, None
         try:
             child = _start(path, writer)
         except OSError as error:
-            log.warning("%s cannot be started: %s", path, error.strerror)
-            child = None
+            lack = f"{path} cannot be started: {error.strerror}"
         finally:
             os.close(writer)
         if child is None:
-            yield
+            yield lack
             return
         try:
-            await _wait_for(reader, REGISTER_S, "has not registered with polkit")
-            yield
+            registered = await _is_readable(reader, REGISTER_S)
+            late = f"{AGENT} has not registered with polkit within {REGISTER_S:g} s"
+            yield None if registered else late
         finally:
             await _end(child)
 
@@ -77,15 +78,15 @@ def _start(path: str, notify: int) -> subprocess.Popen[bytes]:
     )
 
 
-async def _wait_for(fd: int, seconds: float, otherwise: str) -> None:
-    """Until a descriptor is readable or ended, no longer than its time."""
+async def _is_readable(fd: int, seconds: float) -> bool:
+    """Whether a descriptor is readable or ended before its time is over."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, readable.set)
     try:
         async with asyncio.timeout(seconds):
-            await readable.wait()
+            return await readable.wait()
     except TimeoutError:
-        log.warning("%s %s within %g s", AGENT, otherwise, seconds)
+        return False
     finally:
         loop.remove_reader(fd)
 
@@ -98,7 +99,7 @@ async def _end(child: subprocess.Popen[bytes]) -> None:
             child.send_signal(signal.SIGCONT)
             pidfd = os.pidfd_open(child.pid)
             try:
-                await _wait_for(pidfd, END_S, "has not ended")
+                await _is_readable(pidfd, END_S)
             finally:
                 os.close(pidfd)
     finally:

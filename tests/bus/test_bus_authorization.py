@@ -30,13 +30,18 @@ class Person:
     """Answers polkit's questions: after a moment the manager lets the stop happen, or not."""
 
     def __init__(
-        self, fake: FakeSystemd, *, after_s: float = 0.0, error: tuple[str, str] | None = None
+        self,
+        fake: FakeSystemd,
+        *,
+        after_s: float = 0.0,
+        error: tuple[str, str] | None = None,
+        lack: str | None = None,
     ) -> None:
         self.asked: list[str] = []
-        self._fake, self._after_s, self._error = fake, after_s, error
+        self._fake, self._after_s, self._error, self._lack = fake, after_s, error, lack
 
     @contextlib.asynccontextmanager
-    async def asking(self, unit: str) -> AsyncIterator[None]:
+    async def asking(self, unit: str) -> AsyncIterator[str | None]:
         """What the command line does with an agent."""
         self.asked.append(unit)
         with contextlib.suppress(TimeoutError):
@@ -46,7 +51,7 @@ class Person:
             del self._fake.errors["StopUnit"]
         else:
             self._fake.errors["StopUnit"] = self._error
-        yield
+        yield self._lack
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +202,16 @@ async def test_refusal_after_a_question_says_what_became_of_it(fake: FakeSystemd
         fake.errors["StopUnit"] = NEEDS_PERSON
         said.append(refusal(await stop(Person(fake, error=error)))[0])
     assert ["authentication failed" in said[0], "no polkit agent" in said[1]] == [True, True]
+
+
+async def test_refusal_says_what_kept_the_agent_away(fake: FakeSystemd) -> None:
+    """Whoever sees to it that somebody is asked knows why that cannot be."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake, error=NEEDS_PERSON, lack="pkttyagent is not installed")
+    sentence, hint = refusal(await stop(person))
+    assert sentence.endswith("no polkit agent could ask for it: pkttyagent is not installed.")
+    assert "pkttyagent" in hint
 
 
 async def test_refusal_without_a_question_says_how_to_be_asked(fake: FakeSystemd) -> None:

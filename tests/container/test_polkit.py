@@ -188,6 +188,18 @@ def test_nobody_is_asked_unless_wanted(system: System) -> None:
     assert (4, True) == (told["status"], "no polkit agent could ask" in told["text"]), told
 
 
+def test_refusal_names_the_agent_that_is_missing(system: System) -> None:
+    """In the envelope too: where polkit is there without its agent for terminals."""
+    start_victim(system)
+    agent = "/usr/bin/pkttyagent"
+    try:
+        system.run(["mv", agent, f"{agent}.hidden"])
+        told = on_terminal(system, ["sdtool", "stop", VICTIM, "--json"])
+        require_refusal(json.loads(told["text"]), "pkttyagent is not installed", "pkttyagent")
+    finally:
+        system.run(["mv", f"{agent}.hidden", agent])
+
+
 # Without one ---------------------------------------------------------------------------------
 
 
