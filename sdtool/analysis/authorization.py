@@ -59,7 +59,7 @@ def _silence(refusal: SdtoolError) -> float | None:
 
 def _explain_silence(polkit: Unit, silent_s: float, asked: bool) -> tuple[str, str]:
     if polkit.active_state == "failed":
-        return _explain_absence(polkit)  # the bus waits on for the one that did not start
+        return _explain_absence(polkit)  # dbus-daemon waits on for one that did not start
     if asked:
         return f": nobody gave it within {silent_s:g} s", "try again, or run as root"
     return f", and polkit does not answer within {silent_s:g} s", (

@@ -276,7 +276,7 @@ def test_missing_polkit_is_named(system: System) -> None:
 
 
 def test_failed_polkit_is_named(system: System) -> None:
-    """The bus has it started for the question, and waits on for one that did not start."""
+    """The bus has it started for the question; dbus-daemon does not notice that it did not."""
     start_victim(system)
     drop_in = "/run/systemd/system/polkit.service.d/50-sdtool-test.conf"
     broken = r"[Service]\nExecStart=\nExecStart=/bin/false\n"

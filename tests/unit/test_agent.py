@@ -54,7 +54,7 @@ def ask(tmp_path: Path, *, how: str = "answer", trap: str = "", register: str = 
     write_agent(tmp_path, trap=trap, register=register)
     status, lack = run(tmp_path, how)
     assert "" == lack
-    assert ((tmp_path / "agent.pid").exists(), is_there(tmp_path)) == (True, False)
+    assert (True, False) == ((tmp_path / "agent.pid").exists(), is_there(tmp_path))
     return status
 
 

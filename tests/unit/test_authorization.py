@@ -60,7 +60,7 @@ def test_need_of_a_person_says_why_nobody_was_asked(
     ],
 )
 def test_silence_names_a_polkit_that_failed(guard: Unit, asked: bool, why: str) -> None:
-    """The bus waits on for one that could not be started: nobody was too slow."""
+    """dbus-daemon waits on for one that could not be started: nobody was too slow."""
     silence = Unavailable("No answer.", subject="a.service", silent_s=4.0)
     sentence, hint = explain_refusal("a.service", guard, silence, asked=asked)
     assert f"Stopping a.service needs authorization for {ACTION}{why}." == sentence
