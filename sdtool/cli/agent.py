@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
-log = logging.getLogger(__name__)
+from sdtool.cli.terminal import is_foreground, terminal_restored
 
 AGENT = "pkttyagent"
 REGISTER_S = 5.0
@@ -28,32 +25,36 @@ PR_SET_PDEATHSIG = 1
 
 
 @contextlib.asynccontextmanager
-async def agent_on_terminal() -> AsyncIterator[None]:
-    """Have an agent that asks on this terminal; without pkttyagent another one may answer.
+async def agent_on_terminal() -> AsyncIterator[str | None]:
+    """Have an agent that asks on this terminal, or say why there is none: another may answer.
 
-    A job in the background has none: it would be stopped when it reads the terminal.
+    A job in the background has none: it would be stopped when it reads the terminal. Of one that
+    ends at once nothing is said here: outside a login session polkit takes none.
     """
     path = shutil.which(AGENT)
-    if path is None or not _is_foreground():
-        log.info("no %s is started: %s", AGENT, "in the background" if path else "not installed")
-        yield
+    if path is None:
+        yield f"{AGENT} is not installed"
         return
-    with _terminal_restored(), contextlib.ExitStack() as pipe:
+    if not is_foreground():
+        yield f"{AGENT} asks in the foreground of a terminal only"
+        return
+    with terminal_restored(prompted=True), contextlib.ExitStack() as pipe:
         reader, writer = os.pipe()
         pipe.callback(os.close, reader)
+        child, lack = None, None
         try:
             child = _start(path, writer)
         except OSError as error:
-            log.warning("%s cannot be started: %s", path, error.strerror)
-            child = None
+            lack = f"{path} cannot be started: {error.strerror}"
         finally:
             os.close(writer)
         if child is None:
-            yield
+            yield lack
             return
         try:
-            await _wait_for(reader, REGISTER_S, "has not registered with polkit")
-            yield
+            registered = await _is_readable(reader, REGISTER_S)
+            late = f"{AGENT} has not registered with polkit within {REGISTER_S:g} s"
+            yield None if registered else late
         finally:
             await _end(child)
 
@@ -77,15 +78,15 @@ def _start(path: str, notify: int) -> subprocess.Popen[bytes]:
     )
 
 
-async def _wait_for(fd: int, seconds: float, otherwise: str) -> None:
-    """Until a descriptor is readable or ended, no longer than its time."""
+async def _is_readable(fd: int, seconds: float) -> bool:
+    """Whether a descriptor is readable or ended before its time is over."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, readable.set)
     try:
         async with asyncio.timeout(seconds):
-            await readable.wait()
+            return await readable.wait()
     except TimeoutError:
-        log.warning("%s %s within %g s", AGENT, otherwise, seconds)
+        return False
     finally:
         loop.remove_reader(fd)
 
@@ -98,35 +99,9 @@ async def _end(child: subprocess.Popen[bytes]) -> None:
             child.send_signal(signal.SIGCONT)
             pidfd = os.pidfd_open(child.pid)
             try:
-                await _wait_for(pidfd, END_S, "has not ended")
+                await _is_readable(pidfd, END_S)
             finally:
                 os.close(pidfd)
     finally:
         child.kill()
         child.wait()
-
-
-def _is_foreground() -> bool:
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _terminal_restored() -> Iterator[None]:
-    """Give the terminal back as it was, with its echo; what was half typed is thrown away."""
-    terminal = sys.stdin.fileno()
-    try:
-        before = termios.tcgetattr(terminal)
-    except termios.error:
-        yield
-        return
-    try:
-        yield
-    finally:
-        # From the background it would stop us, and the terminal is another's there.
-        with contextlib.suppress(termios.error):
-            if _is_foreground() and termios.tcgetattr(terminal) != before:
-                termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
-                sys.stderr.write("\n")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ import click
 import typer
 
 from sdtool.cli.invocation import Invocation
+from sdtool.cli.terminal import terminal_restored
 from sdtool.errors import Exit, Interrupted, InvalidArgument
 
 if TYPE_CHECKING:
@@ -143,30 +143,13 @@ def _call(argv: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt: We got a SIGTERM or SIGHUP; the command is dead by then.
     """
-    with _ctrl_c_left_alone(), _terminal_restored(), subprocess.Popen(argv) as process:
+    with _ctrl_c_left_alone(), terminal_restored(), subprocess.Popen(argv) as process:
         try:
             status = process.wait()
         except BaseException:
             _end(process)
             raise
     return 128 - status if status < 0 else status
-
-
-@contextlib.contextmanager
-def _terminal_restored() -> Iterator[None]:
-    """Give the terminal back as it was: who passes one through may die before it does that."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        yield
-        return
-    before = termios.tcgetattr(terminal)
-    try:
-        yield
-    finally:
-        if os.tcgetpgrp(terminal) == os.getpgrp():  # else it is somebody else's now
-            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        os.close(terminal)
 
 
 @contextlib.contextmanager

@@ -164,16 +164,16 @@ class _Request:
             self._on_events(events)
 
     @asynccontextmanager
-    async def asking(self, unit: str) -> AsyncIterator[None]:
-        """Have an agent on the terminal for the one question about a unit."""
+    async def asking(self, unit: str) -> AsyncIterator[str | None]:
+        """Have an agent on the terminal for the one question about a unit, or say why not."""
         from sdtool.cli.agent import agent_on_terminal
 
         others = [name for name in self._units if name != unit]
         self._say_goodbye(others, f"Interrupted before {unit} was authorized to stop")
         self._held = []
         with self._view.paused() if self._view else nullcontext():
-            async with agent_on_terminal():
-                yield
+            async with agent_on_terminal() as lack:
+                yield lack
         self._say_goodbye(self._units)
         held, self._held = self._held, None
         for events in held:

@@ -166,6 +166,7 @@ class Host:
             on_request: Called with the name of each unit just before its stop is asked for.
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
+                It says why there is no agent, for the refusal; None where there is one.
 
         Raises:
             AccessDenied: We may not ask what a glob stands for, or have the manager's signals.

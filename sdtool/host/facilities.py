@@ -133,7 +133,7 @@ async def _probe_authorization(session: Session) -> Facility:
         return _facility("polkit", (False, reason), gives, "no stop can be asked for")
     answers = await probe_name(session.scope, POLKIT_NAME)
     finding = probes.probe_polkit(unit, answers)
-    return _facility("polkit", finding, gives, "every stop is refused")
+    return _facility("polkit", finding, gives, "every stop is refused unless polkit answers")
 
 
 def _cost_of_bus(scope: Scope) -> str:

@@ -13,7 +13,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from sdtool.analysis.authorization import explain_refusal, may_be_polkits, needs_person
+from sdtool.analysis.authorization import (
+    explain_refusal,
+    is_polkits,
+    may_be_polkits,
+    needs_person,
+)
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import AccessDenied, SdtoolError, Unavailable
 from sdtool.host.session import Session
@@ -26,8 +31,11 @@ from sdtool.sources.systemd import Manager
 ASK_AGAIN = 3
 """How often a stop is asked for anew when the manager was lost before it had answered."""
 
-Asking = Callable[[str], AbstractAsyncContextManager[None]]
-"""Entered with a unit's name while polkit may ask a person about it."""
+Asking = Callable[[str], AbstractAsyncContextManager[str | None]]
+"""Entered with a unit's name while polkit may ask a person about it.
+
+It says why no agent of ours can ask, for the case that no other does; None where one can.
+"""
 
 
 async def request_stop(
@@ -43,13 +51,14 @@ async def request_stop(
     if refusal is None or not (_asks_polkit(session) and may_be_polkits(refusal)):
         return
     asked = interactive and needs_person(refusal)
+    lack = None
     if asked:
         for each in (watch, *watch.along):
             each.told.begin(after_question=True)
-        async with asking(watch.name):
+        async with asking(watch.name) as lack:
             await _request(session, watch, interactive=True)
     if watch.failure is not None and may_be_polkits(watch.failure):
-        watch.failure = await _explain(session, watch.name, watch.failure, asked=asked)
+        watch.failure = await _explain(session, watch.name, watch.failure, asked=asked, lack=lack)
 
 
 async def _request(session: Session, watch: StopWatch, *, interactive: bool) -> None:
@@ -118,13 +127,17 @@ def _asks_polkit(session: Session) -> bool:
     return session.scope is Scope.SYSTEM and os.geteuid() != 0
 
 
-async def _explain(session: Session, unit: str, error: SdtoolError, *, asked: bool) -> SdtoolError:
-    """Say who refused, and what would lift it."""
+async def _explain(
+    session: Session, unit: str, error: SdtoolError, *, asked: bool, lack: str | None
+) -> SdtoolError:
+    """Say who refused, and what would lift it; an error that is not polkit's stays as it is."""
     try:
         manager = await session.manager()
         (polkit,) = await manager.list_named([POLKIT])
     except SdtoolError:
         return error  # it is the manager that does not answer
-    sentence, hint = explain_refusal(unit, polkit, error, asked=asked)
+    if not is_polkits(error, polkit):
+        return error
+    sentence, hint = explain_refusal(unit, polkit, error, asked=asked, lack=lack)
     reason = error.reason if isinstance(error, AccessDenied) else None
     return AccessDenied(sentence, subject=unit, hint=hint, reason=reason)

@@ -184,14 +184,16 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
 
 
 @contextlib.asynccontextmanager
-async def _off_the_clock(clock: asyncio.Timeout, asking: Asking, unit: str) -> AsyncIterator[None]:
+async def _off_the_clock(
+    clock: asyncio.Timeout, asking: Asking, unit: str
+) -> AsyncIterator[str | None]:
     """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
     loop, when = asyncio.get_running_loop(), clock.when()
     began = loop.time()
     clock.reschedule(None)
     try:
-        async with asking(unit):
-            yield
+        async with asking(unit) as lack:
+            yield lack
     finally:
         clock.reschedule(None if when is None else when + loop.time() - began)
 

@@ -31,7 +31,7 @@ from sdtool.model.manager import (
     ManagerSignal,
     UnitChange,
 )
-from sdtool.model.names import MANAGE_UNITS, POLKIT
+from sdtool.model.names import MANAGE_UNITS
 from sdtool.model.process import signal_name
 from sdtool.model.sockets import ListenAddress
 from sdtool.model.stop import (
@@ -114,9 +114,6 @@ def translate_error(name: str, text: str, subject: str | None) -> SdtoolError:
     if subject and subject not in sentence:
         sentence = f"{subject}: {sentence}"
     kind = ERRORS.get(name)
-    if kind is UnitMasked and POLKIT in text.split() and subject != POLKIT:
-        # polkit itself is masked: the error names its unit, not the one we asked about.
-        kind = AccessDenied
     if kind is AccessDenied:
         reason = REFUSALS.get(name, Refusal.DENIED)
         return AccessDenied(sentence, subject=subject, hint=_hint(reason), reason=reason)

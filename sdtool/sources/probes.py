@@ -32,6 +32,11 @@ def probe_polkit(unit: Unit, answers: bool | None) -> tuple[bool, str]:
     """
     if unit.load_state != "loaded" and unit.active_state != "active":
         return False, f"{unit.name} is {unit.load_state}: only root may stop units"
+    if answers is None and unit.active_state == "failed":
+        return False, (
+            f"{unit.name} is failed, and each stop tries to start it again: "
+            f"systemctl status {unit.name} may say what is wrong"
+        )
     if answers is False:
         return False, f"{unit.name} is {unit.active_state} and does not answer"
     if shutil.which("pkttyagent") is None:

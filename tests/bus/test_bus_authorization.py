@@ -11,7 +11,7 @@ import pytest
 from dbus_next.constants import MessageFlag
 from fake_systemd import FakeSystemd
 
-from sdtool.errors import AccessDenied, DeadlineExceeded, Exit
+from sdtool.errors import AccessDenied, DeadlineExceeded, Exit, UnitMasked
 from sdtool.host import Host, StopOptions
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
@@ -22,6 +22,7 @@ NEEDS_PERSON = (
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
     "Interactive authentication required.",
 )
+MASKED = "org.freedesktop.systemd1.UnitMasked"
 DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
 
 
@@ -29,13 +30,18 @@ class Person:
     """Answers polkit's questions: after a moment the manager lets the stop happen, or not."""
 
     def __init__(
-        self, fake: FakeSystemd, *, after_s: float = 0.0, error: tuple[str, str] | None = None
+        self,
+        fake: FakeSystemd,
+        *,
+        after_s: float = 0.0,
+        error: tuple[str, str] | None = None,
+        lack: str | None = None,
     ) -> None:
         self.asked: list[str] = []
-        self._fake, self._after_s, self._error = fake, after_s, error
+        self._fake, self._after_s, self._error, self._lack = fake, after_s, error, lack
 
     @contextlib.asynccontextmanager
-    async def asking(self, unit: str) -> AsyncIterator[None]:
+    async def asking(self, unit: str) -> AsyncIterator[str | None]:
         """What the command line does with an agent."""
         self.asked.append(unit)
         with contextlib.suppress(TimeoutError):
@@ -45,7 +51,7 @@ class Person:
             del self._fake.errors["StopUnit"]
         else:
             self._fake.errors["StopUnit"] = self._error
-        yield
+        yield self._lack
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +158,7 @@ async def test_question_that_nobody_answers_ends(
     [
         (("masked", "inactive", "dead"), "masked", "unmask"),
         (("not-found", "inactive", "dead"), "not installed", "install"),
-        (("loaded", "failed", "failed"), "does not run", "systemctl status"),
+        (("loaded", "failed", "failed"), "polkit.service is failed", "systemctl status"),
         (("loaded", "active", "running"), "rules do not give it", "rules.d"),
     ],
 )
@@ -170,6 +176,24 @@ async def test_refusal_says_who_refused(
     assert (True, True, True) == (sentence in said, hint in advice, "root" in advice)
 
 
+@pytest.mark.parametrize("name", ["polkit.service", "another.service"])
+async def test_masked_unit_is_polkit_where_polkit_is_masked(fake: FakeSystemd, name: str) -> None:
+    """A masked unit can itself be stopped; polkit's unit decides, not the words."""
+    fake.add("a.service")
+    fake.add("polkit.service", load_state="masked", active_state="inactive", sub_state="dead")
+    fake.errors["StopUnit"] = (MASKED, f"Unit {name} is masked.")
+    said, advice = refusal(await stop())
+    assert (True, True) == ("polkit is masked" in said, "unmask" in advice)
+
+
+async def test_masked_unit_is_not_polkit_where_polkit_runs(fake: FakeSystemd) -> None:
+    """Exit 6 then, whatever the words are."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = (MASKED, "Unit polkit.service is masked.")
+    (error,) = (await stop()).errors
+    assert (UnitMasked, "a.service") == (type(error), error.subject)
+
+
 async def test_refusal_after_a_question_says_what_became_of_it(fake: FakeSystemd) -> None:
     """No agent at all is another thing than a wrong password."""
     fake.add("a.service", "polkit.service")
@@ -178,6 +202,16 @@ async def test_refusal_after_a_question_says_what_became_of_it(fake: FakeSystemd
         fake.errors["StopUnit"] = NEEDS_PERSON
         said.append(refusal(await stop(Person(fake, error=error)))[0])
     assert ["authentication failed" in said[0], "no polkit agent" in said[1]] == [True, True]
+
+
+async def test_refusal_says_what_kept_the_agent_away(fake: FakeSystemd) -> None:
+    """Whoever sees to it that somebody is asked knows why that cannot be."""
+    fake.add("a.service", "polkit.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake, error=NEEDS_PERSON, lack="pkttyagent is not installed")
+    sentence, hint = refusal(await stop(person))
+    assert sentence.endswith("no polkit agent could ask for it: pkttyagent is not installed.")
+    assert "pkttyagent" in hint
 
 
 async def test_refusal_without_a_question_says_how_to_be_asked(fake: FakeSystemd) -> None:

@@ -103,13 +103,19 @@ def write_rule(system: System, result: str) -> None:
     )
     write = f"mkdir -p ${{0%/*}} && printf %s '{rule}' > $0 && chmod 644 $0"
     assert 0 == system.run(["sh", "-c", write, RULE]).status
-    system.run(["systemctl", "restart", "polkit.service"])
+    restart_polkit(system)
+
+
+def restart_polkit(system: System) -> None:
+    """Have it run anew; the tests do that so often that its start limit would be in the way."""
+    restart = "systemctl reset-failed polkit.service; systemctl restart polkit.service"
+    assert 0 == system.run(["sh", "-c", restart]).status
 
 
 def remove_rule(system: System) -> None:
     """Have polkit decide as it does by default."""
     system.run(["rm", "-f", RULE])
-    system.run(["systemctl", "restart", "polkit.service"])
+    restart_polkit(system)
 
 
 def stop_as_tester(system: System) -> dict[str, Any]:
@@ -182,6 +188,18 @@ def test_nobody_is_asked_unless_wanted(system: System) -> None:
     assert (4, True) == (told["status"], "no polkit agent could ask" in told["text"]), told
 
 
+def test_refusal_names_the_agent_that_is_missing(system: System) -> None:
+    """In the envelope too: where polkit is there without its agent for terminals."""
+    start_victim(system)
+    agent = "/usr/bin/pkttyagent"
+    try:
+        system.run(["mv", agent, f"{agent}.hidden"])
+        told = on_terminal(system, ["sdtool", "stop", VICTIM, "--json"])
+        require_refusal(json.loads(told["text"]), "pkttyagent is not installed", "pkttyagent")
+    finally:
+        system.run(["mv", f"{agent}.hidden", agent])
+
+
 # Without one ---------------------------------------------------------------------------------
 
 
@@ -207,7 +225,7 @@ def test_rules_decide(system: System) -> None:
 def require_doctors_refusal(system: System, reason: str) -> None:
     """Hold doctor to the same truth."""
     polkit = system.facility("polkit", user=TESTER)
-    expected = (False, True, "every stop is refused")
+    expected = (False, True, "every stop is refused unless polkit answers")
     assert expected == (polkit["available"], reason in polkit["reason"], polkit["costs"]), polkit
 
 
@@ -220,6 +238,21 @@ def test_masked_polkit_is_named(system: System) -> None:
         require_doctors_refusal(system, "masked")
     finally:
         system.run(["systemctl", "unmask", "--runtime", "polkit.service"])
+
+
+def test_masked_unit_is_stopped(system: System) -> None:
+    """As root and as tester: a mask keeps a unit from being started only."""
+    write_rule(system, "YES")
+    try:
+        for user in ("root", TESTER):
+            system.run(["systemctl", "start", "sdtool-graceful.service"])
+            system.run(["systemctl", "mask", "--runtime", "sdtool-graceful.service"])
+            ran = system.sdtool("stop", "sdtool-graceful.service", user=user)
+            assert (0, ["clean"]) == (ran.status, [r["verdict"] for r in ran.data]), ran.stderr
+            system.run(["systemctl", "unmask", "--runtime", "sdtool-graceful.service"])
+    finally:
+        system.run(["systemctl", "unmask", "--runtime", "sdtool-graceful.service"])
+        remove_rule(system)
 
 
 def test_missing_polkit_is_named(system: System) -> None:
@@ -237,8 +270,43 @@ def test_missing_polkit_is_named(system: System) -> None:
         hide = "; ".join(f"mv {file} {file}.hidden" for file in files)
         system.run(["sh", "-c", f"systemctl stop polkit; {hide}; {reload}"])
         require_refusal(stop_as_tester(system), "polkit is not installed", "install")
+        require_doctors_refusal(system, "not-found")
     finally:
         system.run(["sh", "-c", "; ".join(f"mv {f}.hidden {f}" for f in files) + f"; {reload}"])
+
+
+def test_failed_polkit_is_named(system: System) -> None:
+    """The bus has it started for the question; dbus-daemon does not notice that it did not."""
+    start_victim(system)
+    drop_in = "/run/systemd/system/polkit.service.d/50-sdtool-test.conf"
+    broken = r"[Service]\nExecStart=\nExecStart=/bin/false\n"
+    try:
+        system.run(["sh", "-c", f"mkdir -p ${{0%/*}}; printf '{broken}' > $0", drop_in])
+        system.run(["sh", "-c", "systemctl daemon-reload; systemctl stop polkit.service"])
+        require_refusal(stop_as_tester(system), "polkit.service is failed", "status polkit")
+        require_doctors_refusal(system, "polkit.service is failed")
+    finally:
+        system.run(["sh", "-c", f"rm {drop_in}; systemctl daemon-reload"])
+        remove_rule(system)
+    assert is_active(system)
+
+
+def test_crashed_polkit_is_named_until_it_is_asked(system: System) -> None:
+    """Doctor starts nothing, and says that a stop does."""
+    start_victim(system)
+    write_rule(system, "YES")
+    crash = (
+        "systemctl kill --signal=SEGV polkit.service; "
+        "while ! systemctl -q is-failed polkit.service; do :; done"
+    )
+    try:
+        assert 0 == system.run(["timeout", "10", "sh", "-c", crash]).status
+        require_doctors_refusal(system, "polkit.service is failed, and each stop tries")
+        document = stop_as_tester(system)
+        assert (0, ["clean"]) == (document["exit"], [r["verdict"] for r in document["data"]])
+        assert system.facility("polkit", user=TESTER)["available"]
+    finally:
+        remove_rule(system)
 
 
 def test_frozen_polkit_does_not_hang(system: System) -> None:

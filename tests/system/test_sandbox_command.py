@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,6 +84,35 @@ def test_ctrl_c_is_for_the_command(running: Callable[[str], Running]) -> None:
     os.killpg(one.process.pid, signal.SIGINT)
     assert (7, "caught\n", "") == one.finish()
     assert not one.cgroup.exists()
+
+
+def test_terminal_that_hangs_up_ends_the_sandbox() -> None:
+    """As any SIGHUP does; there is no terminal left to give back."""
+    ours, theirs = pty.openpty()
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sdtool", "sandbox", "--", "sh", "-c", "echo ready; sleep 600"],
+            stderr=errors,
+            preexec_fn=lambda: _log_in(theirs),
+        )
+        os.close(theirs)
+        try:
+            assert b"ready\r\n" == os.read(ours, 64)
+            os.close(ours)
+            status = child.wait(timeout=10)
+        finally:
+            child.kill()
+            child.wait()
+        errors.seek(0)
+        expected = (Exit.INTERRUPTED, "sdtool: Interrupted; the sandbox is gone.\n")
+        assert expected == (status, errors.read())
+
+
+def _log_in(terminal: int) -> None:
+    """Make it our controlling terminal, our stdin and stdout; stderr stays a file."""
+    errors = os.dup(2)
+    os.login_tty(terminal)
+    os.dup2(errors, 2)
 
 
 def test_command_ends_when_the_guardian_is_killed(running: Callable[[str], Running]) -> None:
