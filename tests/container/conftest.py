@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack
+from multiprocessing import get_context
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -19,7 +20,7 @@ Boot = Callable[..., System]
 
 Results = dict[Inside, Future[CompletedProcess[str]]]
 
-_POOL = pytest.StashKey[ThreadPoolExecutor]()
+_POOL = pytest.StashKey[Executor]()
 _RESULTS = pytest.StashKey[Results]()
 
 
@@ -38,7 +39,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         return
     chosen = " ".join(item.name for item in filter(_is_about_inside, session.items))
     runs = [run for run in INSIDE if f"[{run.title}]" in chosen]
-    pool = session.config.stash[_POOL] = ThreadPoolExecutor(max_workers=1)
+    # A process of its own: tests change what is common to all threads, who we are for example.
+    pool = ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
+    session.config.stash[_POOL] = pool
     session.config.stash[_RESULTS] = {run: pool.submit(run_inside, run) for run in runs}
 
 
