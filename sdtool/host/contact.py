@@ -90,7 +90,7 @@ class Contact:
         except TimeoutError:
             return None
         if isinstance(signal, UnitChange | JobChange):
-            self._heard_us = now_us()
+            self._heard_us = signal.heard_us or now_us()
         return signal
 
     async def _take(self, signal: ManagerSignal) -> None:
@@ -168,18 +168,34 @@ class Contact:
         """Look whether the end of a job was missed; a manager that is frozen is found out so."""
         asked_us = now_us()
         waiting = [watch for watch in self._watches if watch.is_waiting]
-        states = [(watch, await watch.read_state()) for watch in waiting]
+        behind = await self._find_behind(waiting, asked_us)
+        states = [(watch, await watch.read_state()) for watch in behind]
         self._drain(asked_us)
         if self._lost_us is None:
             gap = ManagerGap(since_us=self._checked_us, until_us=now_us(), reason=UNTOLD)
             for watch, state in states:
                 watch.resync(state, gap, told=False)
             self._checked_us = asked_us
-            # Signals keep their order: what was sent before the answer has come by now.
-            self._heard_us = max(self._heard_us, asked_us)
+            if waiting:
+                # Signals keep their order: what was sent before the answer has come by now.
+                self._heard_us = max(self._heard_us, asked_us)
         elif not self._later:
             # Away without a word of its return, and here again: the word was lost.
             await self._resync()
+
+    async def _find_behind(self, watches: Sequence[StopWatch], asked_us: int) -> list[StopWatch]:
+        """Those of whom the manager says what no signal has told: one question for all."""
+        rows = await self._manager.list_with_jobs([watch.name for watch in watches])
+        self._drain(asked_us)
+        if self._lost_us is not None:
+            return []  # all of them will be read
+        now = {unit.name: (unit, job_path) for unit, job_path in rows}
+        return [
+            watch
+            for watch in watches
+            if watch.is_waiting
+            and (watch.name not in now or watch.told.is_behind(*now[watch.name]))
+        ]
 
     def _drain(self, asked_us: int) -> None:
         """Take what was sent before the last answer; what changes the contact comes later.
