@@ -144,31 +144,21 @@ async def _watch(
         return
     manager = await session.manager()
     everyone = _with_along(active)
-    clock = asyncio.get_running_loop().time
-    limit = asyncio.timeout(None)
-
-    def set_limit() -> None:
-        seconds = _deadline(active, options)
-        limit.reschedule(None if seconds is None else clock() + seconds)
-
-    def on_policy() -> None:
-        if options.deadline_s is None and limit.when() is not None:
-            set_limit()
-
-    asking = partial(_off_the_clock, limit, asking)
+    clock = _Clock(active, options)
+    asking = partial(clock.stopped, asking)
     with manager.patient(contact.RETURN_S):
         signals = await manager.subscribe()
         for watch in everyone:
             await watch.arm()
-        keeper = contact.Contact(manager, signals, everyone, on_policy)
+        keeper = contact.Contact(manager, signals, everyone, clock.on_policy)
         async with _pumping(keeper, everyone, on_events):
             try:
-                async with limit:
-                    set_limit()
+                async with clock.limit:
+                    clock.set()
                     await _request(session, active, options, on_request, asking)
                     await asyncio.gather(*(watch.wait_for_end() for watch in active))
             except TimeoutError:
-                if not limit.expired():
+                if not clock.limit.expired():
                     raise
                 for watch in active:
                     if not watch.finished and watch.failure is None:
@@ -183,17 +173,45 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
         on_events(sort_events(ready))
 
 
-@contextlib.asynccontextmanager
-async def _off_the_clock(clock: asyncio.Timeout, asking: Asking, unit: str) -> AsyncIterator[None]:
-    """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
-    loop, when = asyncio.get_running_loop(), clock.when()
-    began = loop.time()
-    clock.reschedule(None)
-    try:
-        async with asking(unit):
-            yield
-    finally:
-        clock.reschedule(None if when is None else when + loop.time() - began)
+class _Clock:
+    """The deadline of a stop: the caller's, or by systemd's limits, which a reload can change.
+
+    Attributes:
+        limit: Entered for as long as the stop is waited for.
+    """
+
+    def __init__(self, watches: Sequence[StopWatch], options: StopOptions) -> None:
+        self._watches = watches
+        self._options = options
+        self._now = asyncio.get_running_loop().time
+        self._goes = False
+        self.limit = asyncio.timeout(None)
+
+    def set(self) -> None:
+        """Count from now on."""
+        self._goes = True
+        seconds = _deadline(self._watches, self._options)
+        self.limit.reschedule(None if seconds is None else self._now() + seconds)
+
+    def on_policy(self) -> None:
+        """Count anew by systemd's limits, of which one has changed."""
+        if self._goes and self._options.deadline_s is None and not self.limit.expired():
+            self.set()
+
+    @contextlib.asynccontextmanager
+    async def stopped(self, asking: Asking, unit: str) -> AsyncIterator[None]:
+        """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
+        began, when, self._goes = self._now(), self.limit.when(), False
+        self.limit.reschedule(None)
+        try:
+            async with asking(unit):
+                yield
+        finally:
+            if self._options.deadline_s is None:
+                self.set()
+            elif when is not None:
+                self._goes = True
+                self.limit.reschedule(when + self._now() - began)
 
 
 async def _request(

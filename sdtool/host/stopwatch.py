@@ -158,8 +158,11 @@ class StopWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the job is over, or the watch was given up."""
-        return self.told.over.is_set() or self.failure is not None
+        """Whether the job is over, or the watch was given up.
+
+        One that was refused is not while a person is asked about it: it has begun anew.
+        """
+        return self.told.over.is_set() or (self.failure is not None and not self.told.begun)
 
     @property
     def is_waiting(self) -> bool:
