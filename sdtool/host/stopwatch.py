@@ -197,6 +197,12 @@ class StopWatch:
         return self.told.over.is_set() or (self.failure is not None and not self.told.begun)
 
     @property
+    def is_down(self) -> bool:
+        """Whether its job is over, and those of all that go down along."""
+        along = (watch.told for watch in self.along if watch.told.has_job)
+        return self.told.over.is_set() and all(told.over.is_set() for told in along)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the end of a job is awaited."""
         return self.told.begun and not self.is_over and self.told.queued
