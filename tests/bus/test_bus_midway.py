@@ -246,6 +246,9 @@ async def test_job_cancelled_within_the_gap_is_not_clean(
 ) -> None:
     """The job is gone, the unit is not down, and nothing waits for ever."""
     unit, stopping = await begin(fake)
+    # It is looked at once its job is known: else the stop would be asked for again.
+    before = fake.members["ListUnitsByNames"]
+    await until(lambda: fake.members["ListUnitsByNames"] > before)
     broker.kill()
     unit.job = ""
     await restart(broker, fake)
