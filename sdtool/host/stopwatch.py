@@ -298,7 +298,7 @@ class StopWatch:
 
     def _miss(self, what: str, error: SdtoolError) -> None:
         """Note what could not be read after the stop, and why."""
-        self._unread.append(f"{what} is not known: {str(error).rstrip('.')}")
+        self._unread.append(f"{what} is not known ({str(error).rstrip('.')})")
 
     async def _wait_for_along(self, patience: _LastWord) -> None:
         """Wait for those that are on their way down; no job by now means that they stay."""
