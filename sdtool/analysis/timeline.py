@@ -72,6 +72,7 @@ def build(record: StopRecord) -> StopReport:
         leftovers=record.survivors,
         ports_released=record.released,
         ports_held=record.held,
+        unread_reason=record.unread_reason,
     )
 
 

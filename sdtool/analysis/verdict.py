@@ -79,6 +79,10 @@ def _is_up(record: StopRecord) -> bool:
 
 
 def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
+    if not record.last_state_read and _is_up(record):
+        return f"It was {record.active_state} when it was last heard of: {record.unread_reason}."
+    if record.lost_along:
+        return f"Not all that went down along was seen to its end: {record.unread_reason}."
     if record.result_reason is not None:
         return f"Whether it failed is not known: {record.result_reason}."
     hidden = [fate for fate in fates if fate.killed_by_manager is None]

@@ -122,6 +122,7 @@ def _stop(
                 options,
                 on_events=request.on_events,
                 on_request=request.on_request,
+                on_reach=request.on_reach,
                 asking=request.asking,
             )
         )
@@ -145,6 +146,8 @@ class _Request:
         self._view = view
         self._on_events = on_events
         self._units: list[str] = []
+        self._goodbye: tuple[Sequence[str], str] | None = None
+        self._away: str | None = None
         self._held: list[tuple[Event, ...]] | None = None
 
     def on_request(self, unit: str) -> None:
@@ -152,8 +155,18 @@ class _Request:
         self._units.append(unit)
         self._say_goodbye(self._units)
 
+    def on_reach(self, reason: str | None) -> None:
+        """The manager is out of reach, or is back: what goes on cannot be seen meanwhile."""
+        self._away = reason
+        if self._goodbye is not None:
+            self._say_goodbye(*self._goodbye)
+
     def _say_goodbye(self, units: Sequence[str], before: str = "No longer watching") -> None:
-        goes_on = f"; the stop job goes on: {', '.join(units)}" if units else ""
+        self._goodbye = (units, before)
+        what = "the stop job goes on"
+        if self._away is not None:
+            what = f"the manager is out of reach, whether {what} is not known"
+        goes_on = f"; {what}: {', '.join(units)}" if units else ""
         self._invocation.farewell = f"{before}{goes_on}."
 
     def on_events(self, events: tuple[Event, ...]) -> None:

@@ -7,10 +7,11 @@ one look at each unit tells what its signals would have told, with the manager's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from sdtool.errors import Unavailable
+from sdtool.errors import SdtoolError, Unavailable
 from sdtool.host.eventlog import now_us
 from sdtool.host.stopwatch import StopWatch
 from sdtool.model.manager import (
@@ -32,7 +33,15 @@ LIVENESS_S = 1.0
 RETURN_S = 10.0
 """How long a manager that was lost while units stop is waited for."""
 
+SILENCE_S = 0.5
+"""How long a question may wait before the manager passes for out of reach."""
+
+OnReach = Callable[[str | None], None]
+"""Called with the reason when the manager gets out of reach, and with None when it is back."""
+
 LEFT = "the manager had left the bus"
+
+SILENT = "it does not answer"
 
 UNTOLD = "the end of the job was not told, and seen only by asking"
 
@@ -42,6 +51,7 @@ class Contact:
 
     Args:
         on_policy: Called when a reload has changed how a unit is stopped.
+        on_reach: Told of the manager's going and coming.
     """
 
     def __init__(
@@ -50,6 +60,7 @@ class Contact:
         signals: asyncio.Queue[ManagerSignal],
         watches: Sequence[StopWatch],
         on_policy: Callable[[], None],
+        on_reach: OnReach,
     ) -> None:
         self._manager = manager
         self._signals = signals
@@ -58,11 +69,36 @@ class Contact:
         self._by_name = {watch.name: watch for watch in watches}
         self._by_path = {unit_path(watch.name): watch for watch in watches}
         self._on_policy = on_policy
+        self._on_reach = on_reach
+        self._said: str | None = None
         self._later: deque[ManagerSignal] = deque()
         self._checked_us = self._heard_us = now_us()
         self._lost_us: int | None = None
         self._reason = ""
-        self._reloading = False
+        self._reloading = self._silent = False
+
+    @property
+    def gap(self) -> ManagerGap | None:
+        """The time until now in which nothing was heard; None while the manager is in reach."""
+        if self._lost_us is not None:
+            since_us, reason = self._lost_us, self._reason or SILENT
+        elif self._silent:
+            since_us, reason = self._heard_us, SILENT
+        else:
+            return None
+        return ManagerGap(since_us=since_us, until_us=now_us(), reason=reason)
+
+    async def look(self) -> ManagerGap | None:
+        """Ask once more, and take what was told before the answer: the gap if there is none."""
+        if self.gap is None:
+            asked_us = now_us()
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    await self._manager.find_again()
+                self._drain(asked_us)
+            except (TimeoutError, SdtoolError):
+                self._silent = True
+        return self.gap
 
     async def keep(self) -> None:
         """Carry signals, and look now and then; returns when the manager is lost for good."""
@@ -90,7 +126,7 @@ class Contact:
         except TimeoutError:
             return None
         if isinstance(signal, UnitChange | JobChange):
-            self._heard_us = now_us()
+            self._heard_us = signal.heard_us or now_us()
         return signal
 
     async def _take(self, signal: ManagerSignal) -> None:
@@ -142,6 +178,7 @@ class Contact:
             self._reason = "daemon-reexec"
         else:
             self._reason = reason
+        self._say()
 
     async def _resync(self) -> None:
         """The manager is back: read what was missed, and say since when."""
@@ -163,23 +200,63 @@ class Contact:
         if policies != [watch.told.policy for watch in waiting]:
             self._on_policy()
         self._checked_us = self._heard_us = until_us
+        self._say()
 
     async def _check(self) -> None:
         """Look whether the end of a job was missed; a manager that is frozen is found out so."""
         asked_us = now_us()
         waiting = [watch for watch in self._watches if watch.is_waiting]
-        states = [(watch, await watch.read_state()) for watch in waiting]
+        with self._question():
+            behind = await self._find_behind(waiting, asked_us)
+        states = [(watch, await watch.read_state()) for watch in behind]
         self._drain(asked_us)
         if self._lost_us is None:
             gap = ManagerGap(since_us=self._checked_us, until_us=now_us(), reason=UNTOLD)
             for watch, state in states:
                 watch.resync(state, gap, told=False)
             self._checked_us = asked_us
-            # Signals keep their order: what was sent before the answer has come by now.
-            self._heard_us = max(self._heard_us, asked_us)
+            if waiting:
+                # Signals keep their order: what was sent before the answer has come by now.
+                self._heard_us = max(self._heard_us, asked_us)
         elif not self._later:
             # Away without a word of its return, and here again: the word was lost.
             await self._resync()
+
+    @contextlib.contextmanager
+    def _question(self) -> Iterator[None]:
+        """Let the manager pass for out of reach while it owes the answer for too long."""
+        timer = asyncio.get_running_loop().call_later(SILENCE_S, self._fall_silent)
+        try:
+            yield
+        finally:
+            timer.cancel()
+        self._silent = False
+        self._say()
+
+    def _fall_silent(self) -> None:
+        self._silent = True
+        self._say()
+
+    def _say(self) -> None:
+        """Tell whether the manager is in reach, once each time that it changes."""
+        reason = self.gap.reason if self.gap is not None else None
+        if reason != self._said:
+            self._said = reason
+            self._on_reach(reason)
+
+    async def _find_behind(self, watches: Sequence[StopWatch], asked_us: int) -> list[StopWatch]:
+        """Those of whom the manager says what no signal has told: one question for all."""
+        rows = await self._manager.list_with_jobs([watch.name for watch in watches])
+        self._drain(asked_us)
+        if self._lost_us is not None:
+            return []  # all of them will be read
+        now = {unit.name: (unit, job_path) for unit, job_path in rows}
+        return [
+            watch
+            for watch in watches
+            if watch.is_waiting
+            and (watch.name not in now or watch.told.is_behind(*now[watch.name]))
+        ]
 
     def _drain(self, asked_us: int) -> None:
         """Take what was sent before the last answer; what changes the contact comes later.

@@ -138,11 +138,11 @@ class Members:
             return Role.CONTROL
         return membership.role_of(pid, self._details)
 
-    def follow_control(self, pid: int | None) -> None:
+    def follow_control(self, pid: int | None, at_us: int) -> None:
         """Take the manager's word on which process runs a command of ExecStop= or the like."""
         before, self._control_pid = self._control_pid, pid
         if before is not None:
-            self._note_control(EventKind.CONTROL_EXIT, before)
+            self._note_control(EventKind.CONTROL_EXIT, before, at_us)
         if pid is None:
             return
         self.rescan()
@@ -152,11 +152,11 @@ class Members:
                 self._known[identity] = replace(process, role=Role.CONTROL)
                 if self._pidfds is not None:
                     self._pidfds.note_role(identity, Role.CONTROL)
-        self._note_control(EventKind.CONTROL_START, pid)
+        self._note_control(EventKind.CONTROL_START, pid, at_us)
 
-    def _note_control(self, kind: EventKind, pid: int) -> None:
+    def _note_control(self, kind: EventKind, pid: int, at_us: int) -> None:
         comm = self.name_of(pid)
-        self._log.note(kind, EventSource.DBUS, pid=pid, comm=comm, role=Role.CONTROL)
+        self._log.note(kind, EventSource.DBUS, at_us=at_us, pid=pid, comm=comm, role=Role.CONTROL)
 
     def still_watched(self) -> frozenset[ProcessId]:
         """Those that have not been reaped yet."""

@@ -20,11 +20,13 @@ from sdtool.analysis.phases import ENDED
 from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError
 from sdtool.host import contact
 from sdtool.host.asking import split
+from sdtool.host.contact import OnReach
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.requesting import Asking, request_stop
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
+from sdtool.model.manager import ManagerGap
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
@@ -58,6 +60,7 @@ async def stop_units(
     options: StopOptions,
     on_events: OnEvents,
     on_request: Callable[[str], None],
+    on_reach: OnReach,
     asking: Asking,
 ) -> Answer[StopReport]:
     """Stop the units and report on each in the order asked; a refusal is an error."""
@@ -73,7 +76,7 @@ async def stop_units(
             watch.leave_out(watched)
             watched |= {other.name for other in watch.along}
         watches = _watches(entries.values())
-        await _watch(session, watches, options, on_events, on_request, asking)
+        await _watch(session, watches, options, on_events, on_request, on_reach, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
         for watch in _with_along(_watches(entries.values())):
@@ -136,6 +139,7 @@ async def _watch(
     options: StopOptions,
     on_events: OnEvents,
     on_request: Callable[[str], None],
+    on_reach: OnReach,
     asking: Asking,
 ) -> None:
     """Arm everything, ask for the stops, and stay until all of them are over."""
@@ -144,35 +148,24 @@ async def _watch(
         return
     manager = await session.manager()
     everyone = _with_along(active)
-    clock = asyncio.get_running_loop().time
-    limit = asyncio.timeout(None)
-
-    def set_limit() -> None:
-        seconds = _deadline(active, options)
-        limit.reschedule(None if seconds is None else clock() + seconds)
-
-    def on_policy() -> None:
-        if options.deadline_s is None and limit.when() is not None:
-            set_limit()
-
-    asking = partial(_off_the_clock, limit, asking)
+    clock = _Clock(active, options)
+    asking = partial(clock.stopped, asking)
     with manager.patient(contact.RETURN_S):
         signals = await manager.subscribe()
         for watch in everyone:
             await watch.arm()
-        keeper = contact.Contact(manager, signals, everyone, on_policy)
+        keeper = contact.Contact(manager, signals, everyone, clock.on_policy, on_reach)
         async with _pumping(keeper, everyone, on_events):
             try:
-                async with limit:
-                    set_limit()
+                async with clock.limit:
+                    clock.set()
                     await _request(session, active, options, on_request, asking)
                     await asyncio.gather(*(watch.wait_for_end() for watch in active))
             except TimeoutError:
-                if not limit.expired():
+                if not clock.limit.expired():
                     raise
-                for watch in active:
-                    if not watch.finished and watch.failure is None:
-                        watch.failure = _too_late(watch, options)
+                late = [w for w in active if not w.finished and w.failure is None]
+                await _give_up(late, options, keeper)
     _hand_on(everyone, now_us(), on_events)
 
 
@@ -183,19 +176,45 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
         on_events(sort_events(ready))
 
 
-@contextlib.asynccontextmanager
-async def _off_the_clock(
-    clock: asyncio.Timeout, asking: Asking, unit: str
-) -> AsyncIterator[str | None]:
-    """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
-    loop, when = asyncio.get_running_loop(), clock.when()
-    began = loop.time()
-    clock.reschedule(None)
-    try:
-        async with asking(unit) as lack:
-            yield lack
-    finally:
-        clock.reschedule(None if when is None else when + loop.time() - began)
+class _Clock:
+    """The deadline of a stop: the caller's, or by systemd's limits, which a reload can change.
+
+    Attributes:
+        limit: Entered for as long as the stop is waited for.
+    """
+
+    def __init__(self, watches: Sequence[StopWatch], options: StopOptions) -> None:
+        self._watches = watches
+        self._options = options
+        self._now = asyncio.get_running_loop().time
+        self._goes = False
+        self.limit = asyncio.timeout(None)
+
+    def set(self) -> None:
+        """Count from now on."""
+        self._goes = True
+        seconds = _deadline(self._watches, self._options)
+        self.limit.reschedule(None if seconds is None else self._now() + seconds)
+
+    def on_policy(self) -> None:
+        """Count anew by systemd's limits, of which one has changed."""
+        if self._goes and self._options.deadline_s is None and not self.limit.expired():
+            self.set()
+
+    @contextlib.asynccontextmanager
+    async def stopped(self, asking: Asking, unit: str) -> AsyncIterator[str | None]:
+        """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
+        began, when, self._goes = self._now(), self.limit.when(), False
+        self.limit.reschedule(None)
+        try:
+            async with asking(unit) as lack:
+                yield lack
+        finally:
+            if self._options.deadline_s is None:
+                self.set()
+            elif when is not None:
+                self._goes = True
+                self.limit.reschedule(when + self._now() - began)
 
 
 async def _request(
@@ -229,21 +248,50 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
     return longest + MARGIN_S
 
 
-def _too_late(watch: StopWatch, options: StopOptions) -> DeadlineExceeded:
+async def _give_up(
+    watches: Sequence[StopWatch], options: StopOptions, keeper: contact.Contact
+) -> None:
+    """End the watch at its deadline: one whose job is over is finished, which takes a moment."""
+    gap = await keeper.look()
+    until = None if gap is None else 0.0
+    await asyncio.gather(*(watch.wait_for_end(until) for watch in watches if watch.is_down))
+    for watch in watches:
+        if not watch.finished and watch.failure is None:
+            watch.failure = _too_late(watch, options, gap)
+
+
+def _too_late(watch: StopWatch, options: StopOptions, gap: ManagerGap | None) -> DeadlineExceeded:
     after = f"{options.deadline_s:g} s" if options.deadline_s else "all of systemd's own limits"
     if not watch.told.requested:
         return DeadlineExceeded(
             f"{watch.name} was not asked to stop: {after} had passed.", subject=watch.name
+        )
+    hint = f"systemctl list-jobs, or sdtool trace {watch.name}"
+    if gap is not None:
+        away_s = (gap.until_us - gap.since_us) / 1_000_000
+        return DeadlineExceeded(
+            f"Whether {watch.name} has stopped, or its stop job goes on, is not known after "
+            f"{after}: the manager has been out of reach for {away_s:.1f} s ({gap.reason}).",
+            subject=watch.name,
+            hint=hint,
         )
     if not watch.told.queued:
         return DeadlineExceeded(
             f"{watch.name} was asked to stop, and had no job after {after}.", subject=watch.name
         )
     return DeadlineExceeded(
-        f"{watch.name} is still stopping after {after}; the stop job goes on.",
+        f"{_unfinished(watch)} still stopping after {after}; the stop job goes on.",
         subject=watch.name,
-        hint=f"systemctl list-jobs, or sdtool trace {watch.name}",
+        hint=hint,
     )
+
+
+def _unfinished(watch: StopWatch) -> str:
+    """Who is: the unit itself, or those only that go down along with it."""
+    if not watch.told.over.is_set():
+        return f"{watch.name} is"
+    names = [w.name for w in watch.along if w.is_waiting]
+    return f"{watch.name} has stopped; along with it {', '.join(names)} is"
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from sdtool.analysis import timeline
 from sdtool.analysis.events import exits_by_pid
@@ -39,8 +40,36 @@ SETTLE_S = 0.25
 
 POLL_S = 0.005
 
+LAST_WORD_S = 3.5
+"""How long the manager is asked for what only it knows of a unit whose job is over."""
+
+T = TypeVar("T")
+
 LOST_JOB = "lost"
 """Stands for the path of a job that was over before its path was known."""
+
+
+class _LastWord:
+    """How long the manager is waited for once the job is over.
+
+    Attributes:
+        until: By the event loop's clock.
+    """
+
+    def __init__(self, until: float | None) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._is_given = until is not None
+        self.until = self._now() + LAST_WORD_S if until is None else until
+
+    @property
+    def left_s(self) -> float:
+        """Seconds."""
+        return max(0.0, self.until - self._now())
+
+    def renew(self) -> None:
+        """Wait as long anew: the manager was needed, and heard, for something else."""
+        if not self._is_given:
+            self.until = self._now() + LAST_WORD_S
 
 
 class StopWatch:
@@ -79,8 +108,11 @@ class StopWatch:
         self.told = Told(details, self._log, self._members, pidfds)
         self._crash: BaseException | None = None
         self._survivors: tuple[ProcessRef, ...] = ()
-        self._still_held: tuple[SocketFacts, ...] = ()
-        self._still_up: frozenset[str] = frozenset()
+        self._still_held: tuple[SocketFacts, ...] | None = ()
+        self._last_state_read = True
+        self._still_up: frozenset[str] | None = None
+        self._unread: list[str] = []
+        self._questions: set[asyncio.Task[Any]] = set()
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
 
@@ -158,8 +190,17 @@ class StopWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the job is over, or the watch was given up."""
-        return self.told.over.is_set() or self.failure is not None
+        """Whether the job is over, or the watch was given up.
+
+        One that was refused is not while a person is asked about it: it has begun anew.
+        """
+        return self.told.over.is_set() or (self.failure is not None and not self.told.begun)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether its job is over, and those of all that go down along."""
+        along = (watch.told for watch in self.along if watch.told.has_job)
+        return self.told.over.is_set() and all(told.over.is_set() for told in along)
 
     @property
     def is_waiting(self) -> bool:
@@ -208,10 +249,15 @@ class StopWatch:
 
     # After the job ---------------------------------------------------------------------------
 
-    async def wait_for_end(self) -> None:
+    async def wait_for_end(self, until: float | None = None) -> None:
         """Wait for the job, then for the last exits, and look at what stayed.
 
-        Returns at once for a unit whose stop was refused.
+        Returns at once for a unit whose stop was refused. Of a manager that is lost after the
+        job the record says what it could not be asked for.
+
+        Args:
+            until: When it is not waited for any more, by the event loop's clock; None for a
+                few seconds after the job.
         """
         if not self.told.begun:
             return
@@ -220,30 +266,66 @@ class StopWatch:
             raise self._crash
         if self.failure is not None:
             return
-        try:
-            await self._settle()
-            await self._wait_for_along()
-            await self._look_around()
-        except SdtoolError as error:
-            self.failure = error
-            return
+        patience = _LastWord(until)
+        self._unread.clear()
+        await self._settle(patience)
+        await self._wait_for_along(patience)
+        await self._look_around(patience)
         self.told.infer_phases(now_us())
         self.finished = True
 
-    async def _wait_for_along(self) -> None:
+    async def _ask(self, question: Coroutine[Any, Any, T], patience: _LastWord) -> T:
+        """Ask the manager, for as long as there is patience.
+
+        The question itself is not broken off: others wait for the connection that it renews.
+
+        Raises:
+            Unavailable: There is no answer.
+        """
+        task = asyncio.create_task(question)
+        self._questions.add(task)
+        task.add_done_callback(self._forget)
+        done, _ = await asyncio.wait({task}, timeout=patience.left_s)
+        if not done:
+            raise Unavailable("The manager does not answer.", subject=self.name)
+        return task.result()
+
+    def _forget(self, question: asyncio.Task[Any]) -> None:
+        """A failure that nobody waits for any more is nobody's business."""
+        self._questions.discard(question)
+        if not question.cancelled():
+            question.exception()
+
+    def _miss(self, what: str, error: SdtoolError) -> None:
+        """Note what could not be read after the stop, and why."""
+        self._unread.append(f"{what} is not known ({str(error).rstrip('.')})")
+
+    async def _wait_for_along(self, patience: _LastWord) -> None:
         """Wait for those that are on their way down; no job by now means that they stay."""
         for watch in self.along:
-            if watch.told.has_job:
-                await watch.wait_for_end()
+            if not watch.told.has_job:
+                continue
+            if not watch.told.over.is_set():
+                await watch.told.over.wait()
+                patience.renew()
+            await watch.wait_for_end(patience.until)
+            if watch.failure is not None:
+                self._miss(f"what became of {watch.name}", watch.failure)
 
-    async def _settle(self) -> None:
+    async def _settle(self, patience: _LastWord) -> None:
         """Until all that was watched has ended and been freed, at most a quarter of a second.
 
         A round trip first: it brings every signal that the manager sent before its answer.
         """
-        state = await self.read_state()
-        await asyncio.sleep(0)
-        self.told.take_last_state(state)
+        try:
+            state = await self._ask(self.read_state(), patience)
+        except SdtoolError as error:
+            self._miss("whether it is in another state by now", error)
+            self._last_state_read = False
+        else:
+            await asyncio.sleep(0)
+            self.told.take_last_state(state)
+            self._last_state_read = True
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:
             self.read_observers()
@@ -261,21 +343,41 @@ class StopWatch:
             waiting = frozenset(process for process in waiting if process.pid in ended)
         return released and not waiting
 
-    async def _look_around(self) -> None:
+    async def _look_around(self, patience: _LastWord) -> None:
         """What still runs, what went down along, what can start it again."""
         if self.told.active_state in ENDED:
             # Where the stop was canceled or undone, what runs is no left-over.
             self._survivors = tuple(self._members.survivors())
-        self._still_held = self._observers.read_held()
-        units = await self._manager.list_named((*self._along_names, *self._details.triggered_by))
+        try:
+            self._still_held = self._observers.read_held()
+        except SdtoolError as error:
+            self._still_held = None
+            self._miss("which of its ports are free", error)
+        names = (*self._along_names, *self._details.triggered_by)
+        if not names:
+            self._still_up = frozenset()
+            return
+        try:
+            units = await self._ask(self._manager.list_named(names), patience)
+        except SdtoolError as error:
+            self._miss(f"whether {', '.join(names)} is up", error)
+            return
         self._still_up = frozenset(u.name for u in units if u.active_state not in ENDED)
+
+    def _went_along(self) -> tuple[str, ...]:
+        """Those that went down along; where nobody could be asked, those of whom it was told."""
+        if self._still_up is not None:
+            return tuple(name for name in self._along_names if name not in self._still_up)
+        down = {w.name for w in self.along if w.finished and w.told.active_state in ENDED}
+        return tuple(name for name in self._along_names if name in down)
 
     def record(self) -> StopRecord:
         """All that was gathered."""
-        triggers = tuple(u for u in self._details.triggered_by if u in self._still_up)
+        up = self._still_up or frozenset()
+        triggers = tuple(u for u in self._details.triggered_by if u in up)
         done = self.told.job_result == "done" or self.told.started_again
         undone = done and self.told.active_state not in ENDED
-        listeners = self._observers.listeners
+        released, held = self._ports()
         along = tuple(
             timeline.build(w.record()) for w in self.along if w.finished and w.told.has_job
         )
@@ -295,15 +397,18 @@ class StopWatch:
             result_reason=self.told.result_reason,
             started_again=self.told.started_again,
             active_state=self.told.active_state,
-            released=tuple(self._port(r) for r in listeners if r not in self._still_held),
-            held=tuple(self._port(r) for r in self._still_held),
-            also_stopped=tuple(name for name in self._along_names if name not in self._still_up),
+            released=released,
+            held=held,
+            also_stopped=self._went_along(),
             along=along,
             # Systemd does not say which of several it was: named only where it is certain.
             reactivated_by=triggers if undone and len(triggers) == 1 else (),
             triggers_active=triggers,
             result_before=self._details.unit.result,
             already_inactive=self.already_inactive,
+            unread_reason="; ".join(self._unread) or None,
+            last_state_read=self._last_state_read,
+            lost_along=tuple(w.name for w in self.along if w.told.has_job and not w.finished),
         )
 
     def _own_processes(self) -> tuple[WatchedProcess, ...]:
@@ -312,6 +417,18 @@ class StopWatch:
         if not self.told.started_again:
             return known
         return tuple(p for p in known if p.seen_us is None or p.seen_us < self.told.state_us)
+
+    def _ports(self) -> tuple[tuple[PortChange, ...], tuple[PortChange, ...]]:
+        """Its listening ports that are free, and those that are taken."""
+        ports = [(row, self._port(row)) for row in self._observers.listeners]
+        if self._still_held is None:
+            # Nobody could look: free is what the kernel has said so of.
+            return tuple(port for _, port in ports if port.at_us is not None), ()
+        held = self._still_held
+        return (
+            tuple(port for row, port in ports if row not in held),
+            tuple(port for row, port in ports if row in held),
+        )
 
     def _port(self, row: SocketFacts) -> PortChange:
         """A port with the time it was free at, by the kernel's notification."""
@@ -325,5 +442,7 @@ class StopWatch:
         return (bus, *self._observers.states())
 
     def close(self) -> None:
-        """End every observer; safe to call at any moment."""
+        """End every observer and question; safe to call at any moment."""
+        for question in self._questions:
+            question.cancel()
         self._observers.close()

@@ -17,7 +17,7 @@ from sdtool.host.members import Members
 from sdtool.model.manager import JobChange, MainExit, ManagerGap, UnitChange
 from sdtool.model.process import Role
 from sdtool.model.stop import Event, EventKind, EventSource, Evidence, StopPolicy
-from sdtool.model.unit import UnitDetails
+from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources.pidfds import PidfdObserver
 
 UNTOLD_END = "the manager was out of reach when the job ended"
@@ -80,7 +80,7 @@ class Told:
         self._control_pid = self._next_control = details.control_pid
         self._main_exit: MainExit | None = None
         self._new_phases: list[Event] = []
-        self._ended_jobs: dict[str, str] = {}
+        self._ended_jobs: dict[str, JobChange] = {}
         self._awaits_job = False
         self._answered_us: int | None = None
 
@@ -112,19 +112,22 @@ class Told:
     def take_job(self, job: str) -> None:
         """Take the answer to the request, the path of the job."""
         self.job = job
-        self._begin_with_job()
+        self._begin_with_job(now_us())
         # The job can be over before its path is in our hands.
         if job in self._ended_jobs:
-            self._end_job(self._ended_jobs[job])
+            self._take_end(self._ended_jobs[job])
 
-    def _begin_with_job(self) -> None:
+    def _begin_with_job(self, heard_us: int) -> None:
         """Let the stop begin with the word of its job, not when the person was asked.
 
         The word takes a moment to reach us: what was seen in that moment can be the job's own.
         """
         if not self._awaits_job:
+            if self._answered_us is not None:
+                # The answer can be taken before the signal that came in ahead of it.
+                self.requested_us = min(self.requested_us, heard_us)
             return
-        self._awaits_job, self._answered_us = False, now_us()
+        self._awaits_job, self._answered_us = False, heard_us
         earliest = self._answered_us - HOLD_BACK_US
         recent = [e.at_us for e in self._log.events if e.at_us >= earliest]
         self.requested_us = max(self.requested_us, min([*recent, self._answered_us]))
@@ -148,6 +151,7 @@ class Told:
 
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
+        heard_us = change.heard_us or now_us()
         self.result = change.result or self.result
         if change.main_exit is not None and self._main_exit is None:
             self._on_main_exit(change.main_exit)
@@ -157,10 +161,10 @@ class Told:
             return
         if (change.active_state, change.sub_state) != (self.active_state, self.sub_state):
             self.active_state, self.sub_state = change.active_state, change.sub_state
-            self._on_state(change.changed_us or now_us())
+            self._on_state(change.changed_us or heard_us)
         if self._next_control != self._control_pid:
             self._control_pid = self._next_control
-            self._members.follow_control(self._control_pid)
+            self._members.follow_control(self._control_pid, heard_us)
 
     def _on_main_exit(self, main: MainExit) -> None:
         """The manager's word on its main process, where no pidfd tells its wait status."""
@@ -223,41 +227,56 @@ class Told:
         if not self.begun:
             return
         if change.result is None:
+            heard_us = change.heard_us or now_us()
             self.has_job = True
-            self._begin_with_job()
-            self._log.note(EventKind.JOB_NEW, EventSource.DBUS)
+            self._begin_with_job(heard_us)
+            self._log.note(EventKind.JOB_NEW, EventSource.DBUS, at_us=heard_us)
         elif self.job is None and self.requested:
-            self._ended_jobs[change.job] = change.result
-        elif self.job is None:
-            # Nobody asked for this one by itself: another unit pulls it along.
-            self._end_job(change.result)
-        elif change.job == self.job:
-            self._end_job(change.result)
+            self._ended_jobs[change.job] = change
+        elif self.job is None or change.job == self.job:
+            # Where there is none nobody asked for it by itself: another unit pulls it along.
+            self._take_end(change)
 
-    def _end_job(self, result: str | None, *, since_us: int | None = None) -> None:
-        """Take the end of the job, which was told just now or fell into the time since then."""
+    def _take_end(self, change: JobChange) -> None:
+        """Take the end of the job, as the manager told it."""
         if self.over.is_set():
             return
-        self.job_result = result
-        if since_us is None:
-            self._log.note(EventKind.JOB_DONE, EventSource.DBUS, result=result)
-        else:
-            self._log.note(
-                EventKind.JOB_DONE,
-                EventSource.DBUS,
-                at_us=since_us,
-                evidence=Evidence.INFERRED,
-                at_min_us=since_us,
-                at_max_us=now_us(),
-            )
+        heard_us = change.heard_us or now_us()
+        self.job_result = change.result
+        self._log.note(EventKind.JOB_DONE, EventSource.DBUS, at_us=heard_us, result=change.result)
+        self._end(max(heard_us, self.requested_us))
+
+    def _infer_end(self, since_us: int) -> None:
+        """Conclude that the job has ended at some moment since then, nobody knows how."""
+        if self.over.is_set():
+            return
+        until_us = now_us()
+        self._log.note(
+            EventKind.JOB_DONE,
+            EventSource.DBUS,
+            at_us=since_us,
+            evidence=Evidence.INFERRED,
+            at_min_us=since_us,
+            at_max_us=until_us,
+        )
+        self._end(until_us)
+
+    def _end(self, at_us: int) -> None:
+        """Let the stop be over: with the state that ended it, else then."""
         if self.started_again:
             # It had ended by then; when it did was not told.
             self.ended_us = self.state_us
         elif self.active_state not in ENDED or self.ended_us < self.requested_us:
-            self.ended_us = now_us()
+            self.ended_us = at_us
         self.over.set()
 
     # What was missed -------------------------------------------------------------------------
+
+    def is_behind(self, unit: Unit, job_path: str | None) -> bool:
+        """Whether a look at the unit says what no signal has: another state, or its job gone."""
+        if unit.job != "stop" or self.job not in (None, job_path):
+            return True
+        return (unit.active_state, unit.sub_state) != (self.active_state, self.sub_state)
 
     def resync(self, state: State | None, gap: ManagerGap, *, told: bool) -> None:
         """Take what the manager says now for what it would have told meanwhile.
@@ -277,7 +296,7 @@ class Told:
             self.job_result_reason = UNTOLD_END
             if not told:
                 self._note_gap(gap, None)
-            self._end_job(None, since_us=max(gap.since_us, self.state_us))
+            self._infer_end(max(gap.since_us, self.state_us))
 
     def _catch_up(self, details: UnitDetails, change: UnitChange) -> None:
         if (change.changed_us or 0) < self.state_us:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sdtool.model.scope import Scope
 from sdtool.model.stop import ExitStatus
@@ -47,6 +47,9 @@ class UnitChange:
 
     A field is None when the signal did not carry it. Times (CLOCK_MONOTONIC) come from the
     message, never from its arrival.
+
+    Attributes:
+        heard_us: When the signal came in; None for what was read by asking.
     """
 
     unit_path: str
@@ -56,15 +59,21 @@ class UnitChange:
     result: str | None = None
     control_pid: int | None = None
     main_exit: MainExit | None = None
+    heard_us: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobChange:
-    """A job that was queued (``result`` None) or has ended."""
+    """A job that was queued (``result`` None) or has ended.
+
+    Attributes:
+        heard_us: When the signal came in, by CLOCK_MONOTONIC: it has no time of its own.
+    """
 
     job: str
     unit: str
     result: str | None
+    heard_us: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

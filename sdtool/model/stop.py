@@ -228,6 +228,10 @@ class StopRecord:
         started_again: It runs anew: the stop was over, whatever became of the job.
         result_before: The result that stood before the stop.
         already_inactive: There was nothing to stop.
+        unread_reason: What could not be read after the stop, and why; None when all was read.
+        last_state_read: The state is what the manager says after the job, not only the last
+            that it told.
+        lost_along: Units on their way down along, of which nobody knows what became of them.
     """
 
     unit: str
@@ -253,6 +257,9 @@ class StopRecord:
     started_again: bool = False
     result_before: str | None = None
     already_inactive: bool = False
+    unread_reason: str | None = None
+    last_state_read: bool = True
+    lost_along: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +301,8 @@ class StopReport:
         along: Their own reports.
         reactivated_by: Units that started this one again.
         triggers_active: Units that can still start it again (its .socket, .path or .timer).
+        unread_reason: What could not be read after the stop, and why, so that it is missing
+            here; None when all was read.
     """
 
     unit: str
@@ -319,3 +328,4 @@ class StopReport:
     leftovers: tuple[ProcessRef, ...]
     ports_released: tuple[PortChange, ...]
     ports_held: tuple[PortChange, ...]
+    unread_reason: str | None

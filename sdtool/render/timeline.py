@@ -197,6 +197,8 @@ def _report(report: StopReport) -> RenderableType:
         lines.append(_listed("started again by", report.reactivated_by, "yellow"))
     elif report.triggers_active:
         lines.append(_listed("can be started again by", report.triggers_active))
+    if report.unread_reason is not None:
+        lines.append(Text(f"  {clean(report.unread_reason)}", "yellow"))
     hint = _hint(report)
     if hint is not None:
         lines.append(Text(f"  ({clean(hint)})", "dim"))

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sdtool.errors import (
@@ -23,6 +25,7 @@ from sdtool.errors import (
 from sdtool.model.manager import (
     ConnectionLost,
     ConnectionRenewed,
+    JobChange,
     ManagerInfo,
     ManagerSignal,
     UnitChange,
@@ -252,6 +255,13 @@ class Manager:
         (rows,) = await self._ask("ListUnitsByNames", "as", [list(names)])
         return tuple(parse_unit_row(row) for row in rows)
 
+    async def list_with_jobs(self, names: Sequence[str]) -> tuple[tuple[Unit, str | None], ...]:
+        """The units of these very names, each with the object path of its job."""
+        if not names:
+            return ()
+        (rows,) = await self._ask("ListUnitsByNames", "as", [list(names)])
+        return tuple((parse_unit_row(row), row[9] if row[7] else None) for row in rows)
+
     async def read_unit(self, name: str) -> UnitDetails:
         """One unit with all that a trace or a stop needs.
 
@@ -346,6 +356,9 @@ class Manager:
             if signal is None:
                 self._tell(ConnectionLost(reason=connection.lost or "closed"))
             elif (parsed := parse_signal(signal)) is not None:
+                if isinstance(parsed, UnitChange | JobChange):
+                    # Whoever takes it from the queue may be busy.
+                    parsed = replace(parsed, heard_us=time.monotonic_ns() // 1000)
                 self._tell(parsed)
 
         connection.deliver_signals(put_away)

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from dbus_next.constants import MessageFlag
-from fake_systemd import FakeSystemd
+from dbus_next.signature import Variant
+from fake_systemd import MANAGER, ROOT, FakeSystemd, signal
 
 from sdtool.errors import AccessDenied, DeadlineExceeded, Exit, UnitMasked
-from sdtool.host import Host, StopOptions
+from sdtool.host import Host, StopOptions, stopping
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
 from sdtool.sources import bus
@@ -113,6 +114,15 @@ def flags(fake: FakeSystemd) -> list[bool]:
     return [bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION) for call in calls]
 
 
+async def called_often(fake: FakeSystemd, member: str, times: int) -> None:
+    """Wait until a member has been called so often."""
+    for _ in range(500):
+        if fake.members[member] >= times:
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError(f"{member} was called {fake.members[member]} times")
+
+
 async def test_time_of_the_question_is_not_the_stops(fake: FakeSystemd) -> None:
     """Neither its duration nor its deadline, and nothing happened before the request."""
     fake.add("a.service")
@@ -133,6 +143,42 @@ async def test_deadline_counts_from_the_job(fake: FakeSystemd) -> None:
     (error,) = (await stop(Person(fake, after_s=0.6), options)).errors
     assert isinstance(error, DeadlineExceeded)
     assert "is still stopping after 0.4 s" in str(error)
+
+
+async def test_reload_during_the_question_moves_the_deadline(
+    fake: FakeSystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What systemd's limits are is asked when the clock goes on."""
+    monkeypatch.setattr(stopping, "MARGIN_S", 0.1)
+    unit = fake.add("a.service", stop="hangs")
+    unit.more = {"TimeoutStopUSec": Variant("t", 100_000)}
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake)
+    answer_it = person.asking
+
+    @contextlib.asynccontextmanager
+    async def asking(name: str) -> AsyncIterator[None]:
+        fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+        unit.more = {"TimeoutStopUSec": Variant("t", 20_000_000)}
+        before = fake.members["GetAll"]
+        fake.emit(signal(ROOT, MANAGER, "Reloading", "b", False))
+        await called_often(fake, "GetAll", before + 1)
+        async with answer_it(name):
+            yield
+
+    person.asking = asking  # type: ignore[method-assign]
+    stopped = asyncio.create_task(stop(person))
+    await called_often(fake, "StopUnit", 2)
+    # Longer than the old limits together.
+    await asyncio.wait({stopped}, timeout=1.0)
+    job = unit.job
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    answer = await stopped
+    assert () == answer.errors
+    (report,) = answer.data
+    assert (Verdict.CLEAN, "done") == (report.verdict, report.job_result)
+    assert report.policy is not None
+    assert 20_000_000 == report.policy.timeout_stop_us
 
 
 async def test_question_that_nobody_answers_ends(

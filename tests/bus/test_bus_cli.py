@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -154,6 +156,28 @@ def test_stop_whose_bus_dies_exits_69(fake: FakeSystemd, broker: Broker) -> None
     document = json.loads(stdout)
     assert (b"", Exit.UNAVAILABLE) == (stderr, child.returncode)
     assert [("Unavailable", "a.service")] == codes(document)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_farewell_says_only_what_is_known(fake: FakeSystemd, broker: Broker, lost: bool) -> None:
+    """Ctrl-C while the manager is out of reach: nobody can see whether the job goes on."""
+    fake.add("a.service", stop="hangs")
+    command = [sys.executable, "-W", "error", "-m", "sdtool", "stop", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            fake.wait_for("StopUnit")
+            if lost:
+                broker.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=1)
+            child.send_signal(signal.SIGINT)
+            _, stderr = child.communicate(timeout=QUICK_S)
+        finally:
+            child.kill()
+    said = stderr.decode()
+    assert Exit.INTERRUPTED == child.returncode
+    assert lost == ("out of reach, whether the stop job goes on is not known: a.service" in said)
+    assert lost != ("No longer watching; the stop job goes on: a.service" in said)
 
 
 @pytest.mark.parametrize("command", ["list", "trace x", "stop x"])

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dbus_next.message import Message
 from dbus_next.signature import Variant
 from fake_systemd import MANAGER, ROOT, FakeSystemd, FakeUnit, signal
 from private_broker import Broker
 
 from sdtool.errors import Unavailable
-from sdtool.host import Host
+from sdtool.host import Host, stopwatch
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ConnectionLost, ConnectionRenewed
 from sdtool.model.scope import Scope
@@ -245,6 +246,9 @@ async def test_job_cancelled_within_the_gap_is_not_clean(
 ) -> None:
     """The job is gone, the unit is not down, and nothing waits for ever."""
     unit, stopping = await begin(fake)
+    # It is looked at once its job is known: else the stop would be asked for again.
+    before = fake.members["ListUnitsByNames"]
+    await until(lambda: fake.members["ListUnitsByNames"] > before)
     broker.kill()
     unit.job = ""
     await restart(broker, fake)
@@ -307,6 +311,89 @@ async def test_reload_moves_the_limit_of_the_phase_it_comes_upon(fake: FakeSyste
     assert gap.text == "daemon-reload; the stop policy changed"
     assert report.policy is not None
     assert (5_000_000, Verdict.CLEAN) == (report.policy.timeout_stop_us, report.verdict)
+
+
+async def stop_until_job_done(
+    fake: FakeSystemd, tell: Callable[[], list[Message]]
+) -> asyncio.Task[StopReport]:
+    """Stop a.service until what is told last has been heard; nothing is answered after that."""
+    heard = asyncio.Event()
+
+    def on_events(events: tuple[Event, ...]) -> None:
+        if any(event.kind is EventKind.JOB_DONE for event in events):
+            heard.set()
+
+    async def stop_it() -> StopReport:
+        async with Host() as host:
+            answer = await host.stop(["a"], on_events=on_events)
+        assert () == answer.errors
+        return answer.data[0]
+
+    stopping = asyncio.create_task(stop_it())
+    await fake.called("StopUnit")
+    fake.silent = {"*"}
+    fake.emit(*tell())
+    await heard.wait()
+    return stopping
+
+
+@pytest.mark.parametrize("end", ["kill", "freeze"])
+async def test_manager_lost_after_the_end_does_not_cost_the_report(
+    fake: FakeSystemd, broker: Broker, end: str
+) -> None:
+    """What was told and seen stands, soon, and what could not be read is said."""
+    unit = fake.add("a.service", stop="hangs")
+    done = fake.job_removed(f"{ROOT}/job/1", "a.service", "done")
+    stopping = await stop_until_job_done(fake, lambda: [*unit.change("inactive", "dead"), done])
+    began = time.monotonic()
+    if end == "kill":
+        broker.kill()
+    report = await stopping
+    assert time.monotonic() - began < 5
+    assert ("done", "inactive", "success", Verdict.CLEAN) == (
+        report.job_result,
+        report.active_state,
+        report.result,
+        report.verdict,
+    )
+    assert "whether it is in another state by now is not known" in str(report.unread_reason)
+
+
+async def test_end_whose_state_nobody_told_is_unknown(
+    fake: FakeSystemd, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is done, and the manager was lost before it said what the unit is."""
+    monkeypatch.setattr(stopwatch, "LAST_WORD_S", 0.5)
+    fake.add("a.service", stop="hangs")
+    done = fake.job_removed(f"{ROOT}/job/1", "a.service", "done")
+    stopping = await stop_until_job_done(fake, lambda: [done])
+    broker.kill()
+    report = await stopping
+    assert ("done", Verdict.UNKNOWN) == (report.job_result, report.verdict)
+    assert report.unread_reason is not None
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_unit_that_was_lost_on_its_way_down_along_is_unknown(
+    fake: FakeSystemd, broker: Broker
+) -> None:
+    """The one that was stopped has ended; what became of the other nobody knows."""
+    unit = fake.add("a.service", stop="hangs")
+    fake.add("b.service")
+    unit.more = {"RequiredBy": Variant("as", ["b.service"])}
+    queued = signal(ROOT, MANAGER, "JobNew", "uos", 2, f"{ROOT}/job/2", "b.service")
+    done = fake.job_removed(f"{ROOT}/job/1", "a.service", "done")
+    stopping = await stop_until_job_done(
+        fake, lambda: [queued, *unit.change("inactive", "dead"), done]
+    )
+    broker.kill()
+    report = await stopping
+    assert ("done", Verdict.UNKNOWN, ()) == (
+        report.job_result,
+        report.verdict,
+        report.also_stopped,
+    )
+    assert "what became of b.service is not known" in str(report.unread_reason)
 
 
 async def test_watch_can_be_ended_while_the_manager_is_away(

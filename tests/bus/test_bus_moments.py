@@ -17,7 +17,7 @@ from sdtool.errors import AccessDenied, InvalidArgument, Unavailable
 from sdtool.host import Host, StopOptions
 from sdtool.model.answer import Answer
 from sdtool.model.scope import Scope
-from sdtool.model.stop import EventKind, StopReport, Verdict
+from sdtool.model.stop import EventKind, Evidence, StopReport, Verdict
 from sdtool.sources import systemd
 from sdtool.sources.systemd import Manager
 
@@ -39,12 +39,16 @@ async def let_pass(seconds: float) -> None:
 
 async def called_again(fake: FakeSystemd, member: str) -> None:
     """Wait until a member is called once more."""
-    before = fake.members[member]
+    await called_often(fake, member, fake.members[member] + 1)
+
+
+async def called_often(fake: FakeSystemd, member: str, times: int) -> None:
+    """Wait until a member has been called so often."""
     for _ in range(1000):
-        if fake.members[member] > before:
+        if fake.members[member] >= times:
             return
         await asyncio.sleep(0.005)
-    raise TimeoutError(f"{member} was not called again")
+    raise TimeoutError(f"{member} was called {fake.members[member]} times")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -97,9 +101,8 @@ async def test_gap_begins_with_the_loss(fake: FakeSystemd) -> None:
     lost_us = time.monotonic_ns() // 1000
     fake.dies_at = ""
     await let_pass(1.0)
-    subscribed = called_again(fake, "Subscribe")
-    await asyncio.gather(subscribed, asyncio.to_thread(fake.rejoin))
-    await called_again(fake, "GetAll")
+    seen = [called_again(fake, member) for member in ("Subscribe", "GetAll")]
+    await asyncio.gather(*seen, asyncio.to_thread(fake.rejoin))
     job = unit.job
     fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
 
@@ -108,6 +111,48 @@ async def test_gap_begins_with_the_loss(fake: FakeSystemd) -> None:
     (gap,) = [event for event in report.events if event.kind is EventKind.GAP]
     assert gap.at_min_us is not None
     assert gap.at_min_us - lost_us < 300_000
+
+
+async def test_end_that_is_told_during_a_look_has_its_own_time(fake: FakeSystemd) -> None:
+    """The look takes its time, and the signal waits: it was observed when it came in."""
+    unit = fake.add("a.service", stop="hangs")
+    stopping = asyncio.create_task(stop("a"))
+    await fake.called("StopUnit")
+    fake.silent = {"ListUnitsByNames"}
+    await called_again(fake, "ListUnitsByNames")
+    job = unit.job
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    await let_pass(0.5)
+    fake.silent = set()
+    await asyncio.to_thread(fake.rejoin)
+
+    (report,) = (await stopping).data
+
+    (done,) = [event for event in report.events if event.kind is EventKind.JOB_DONE]
+    assert ("done", Evidence.OBSERVED) == (report.job_result, done.evidence)
+    assert done.at_us - unit.changed_us < 200_000
+
+
+async def test_look_at_many_units_is_one_question(fake: FakeSystemd) -> None:
+    """Only what has gone on without a word is read unit by unit."""
+    names = [f"unit-{number}.service" for number in range(100)]
+    fake.add(*names, stop="hangs")
+    stopping = asyncio.create_task(stop(*names))
+    await called_often(fake, "StopUnit", len(names))
+    await called_again(fake, "ListUnitsByNames")
+    before = fake.members["GetAll"]
+    for _ in range(2):
+        await called_again(fake, "ListUnitsByNames")
+    assert before == fake.members["GetAll"]
+    lost, *told = fake.units.values()
+    lost.change("inactive", "dead")
+    for unit in told:
+        job = unit.job
+        fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+
+    reports = (await stopping).data
+
+    assert [None] + ["done"] * 99 == [report.job_result for report in reports]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -131,6 +131,66 @@ async def test_stop_gives_up_at_its_deadline(fake: FakeSystemd) -> None:
 
 
 @pytest.mark.parametrize("end", ["kill", "manager", "freeze"])
+@pytest.mark.parametrize("after_s", [0.2, 2])
+async def test_deadline_says_so_where_the_manager_is_out_of_reach(
+    fake: FakeSystemd, broker: Broker, end: str, after_s: float
+) -> None:
+    """Whether the job goes on nobody can see: here it does not."""
+    unit = fake.add("a.service", stop="hangs")
+    reached: list[str | None] = []
+    options = StopOptions(deadline_s=after_s)
+    async with asyncio.timeout(SOON_S), Host() as host:
+        stopping = asyncio.create_task(host.stop(["a"], options, on_reach=reached.append))
+        await fake.called("StopUnit")
+        if end == "kill":
+            broker.kill()
+        elif end == "manager":
+            fake.hang_up()
+        else:
+            fake.silent = {"*"}
+        unit.change("inactive", "dead")
+        error = only_error(await stopping)
+    assert (DeadlineExceeded, "a.service") == (type(error), error.subject)
+    assert "Whether a.service has stopped, or its stop job goes on, is not known" in str(error)
+    assert f"after {after_s:g} s: the manager has been out of reach for" in str(error)
+    # Silence shows only where something is asked.
+    assert bool(reached) == (end != "freeze" or after_s > 1)
+    assert None not in reached
+
+
+async def test_deadline_during_the_last_look_does_not_cost_the_report(fake: FakeSystemd) -> None:
+    """The job is over: nothing goes on any more."""
+    unit = fake.add("a.service", stop="hangs")
+    stopping = asyncio.create_task(stop("a", options=StopOptions(deadline_s=0.6)))
+    await fake.called("StopUnit")
+    fake.silent = {"ListUnitsByNames"}
+    fake.emit(*unit.change("inactive", "dead"))
+    fake.emit(fake.job_removed(f"{ROOT}/job/1", "a.service", "done"))
+    await asyncio.wait({stopping}, timeout=0.5)
+    assert not stopping.done()
+    fake.silent = set()
+    (report,) = (await stopping).data
+    assert ("done", Verdict.CLEAN) == (report.job_result, report.verdict)
+
+
+async def test_loss_and_return_of_the_manager_are_told(fake: FakeSystemd, broker: Broker) -> None:
+    """When it is lost, and when it is there again."""
+    unit = fake.add("a.service", stop="hangs")
+    reached: list[str | None] = []
+    async with asyncio.timeout(SOON_S), Host() as host:
+        stopping = asyncio.create_task(host.stop(["a"], on_reach=reached.append))
+        await fake.called("StopUnit")
+        await asyncio.to_thread(broker.restart)
+        await asyncio.to_thread(fake.rejoin)
+        while None not in reached:
+            await asyncio.wait({stopping}, timeout=0.05)
+        fake.emit(*unit.change("inactive", "dead"))
+        fake.emit(fake.job_removed(f"{ROOT}/job/1", "a.service", "done"))
+        await stopping
+    assert (True, None) == (isinstance(reached[0], str), reached[-1])
+
+
+@pytest.mark.parametrize("end", ["kill", "manager", "freeze"])
 async def test_stop_ends_when_the_manager_is_out_of_reach(
     fake: FakeSystemd, broker: Broker, impatient: None, end: str
 ) -> None:

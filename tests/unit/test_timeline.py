@@ -746,3 +746,20 @@ def test_result_that_nobody_knows_is_unknown() -> None:
     report = stopped([], [], result=None, result_reason="the manager forgot the unit")
     assert Verdict.UNKNOWN == report.verdict
     assert "forgot" in report.verdict_reason
+
+
+@pytest.mark.parametrize(
+    ("missed", "active_state", "expected"),
+    [
+        ({"last_state_read": False}, "inactive", Verdict.CLEAN),
+        ({"last_state_read": False}, "deactivating", Verdict.UNKNOWN),
+        ({"lost_along": ("b.service",)}, "inactive", Verdict.UNKNOWN),
+    ],
+)
+def test_stop_is_unknown_where_what_was_not_read_can_be_worse(
+    missed: dict[str, Any], active_state: str, expected: Verdict
+) -> None:
+    """The manager was lost after the job: what it had told before stands."""
+    report = stopped([], [], active_state=active_state, unread_reason="it was lost", **missed)
+    assert (expected, "it was lost") == (report.verdict, report.unread_reason)
+    assert (expected is Verdict.UNKNOWN) == ("it was lost" in report.verdict_reason)

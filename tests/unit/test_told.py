@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,30 @@ def test_job_of_a_unit_that_goes_down_along_is_any() -> None:
     one.on_signal(job(None))
     one.on_signal(job("done"))
     assert (True, "done") == (one.has_job, one.job_result)
+
+
+def test_signals_have_the_time_at_which_they_came_in() -> None:
+    """Whoever hands them on may have been busy."""
+    one, log = told()
+    one.begin()
+    one.take_job(JOB)
+    heard_us = one.requested_us + 1
+    one.on_signal(replace(job(None), heard_us=heard_us))
+    one.on_signal(replace(job("done"), heard_us=heard_us + 1))
+    assert [heard_us, heard_us + 1] == [event.at_us for event in log.events]
+    assert heard_us + 1 == one.ended_us
+
+
+def test_stop_after_a_question_begins_with_the_word_of_its_job() -> None:
+    """Also where the answer is taken before the signal, which came in ahead of it."""
+    one, _ = told()
+    one.begin(after_question=True)
+    one.expect_job()
+    heard_us = now_us()
+    one.take_job(JOB)
+    one.on_signal(replace(job(None), heard_us=heard_us))
+    one.on_signal(replace(job("done"), heard_us=heard_us + 1))
+    assert (heard_us, heard_us + 1) == (one.requested_us, one.ended_us)
 
 
 def test_nothing_of_a_refused_stop_is_taken() -> None:
