@@ -130,6 +130,16 @@ async def test_stop_gives_up_at_its_deadline(fake: FakeSystemd) -> None:
     assert ("a.service", True) == (error.subject, "the stop job goes on" in str(error))
 
 
+def put_out_of_reach(fake: FakeSystemd, broker: Broker, end: str) -> None:
+    """Kill the broker, have the manager leave it, or have the manager fall silent."""
+    if end == "kill":
+        broker.kill()
+    elif end == "manager":
+        fake.hang_up()
+    else:
+        fake.silent = {"*"}
+
+
 @pytest.mark.parametrize("end", ["kill", "manager", "freeze"])
 @pytest.mark.parametrize("after_s", [0.2, 2])
 async def test_deadline_says_so_where_the_manager_is_out_of_reach(
@@ -142,12 +152,7 @@ async def test_deadline_says_so_where_the_manager_is_out_of_reach(
     async with asyncio.timeout(SOON_S), Host() as host:
         stopping = asyncio.create_task(host.stop(["a"], options, on_reach=reached.append))
         await fake.called("StopUnit")
-        if end == "kill":
-            broker.kill()
-        elif end == "manager":
-            fake.hang_up()
-        else:
-            fake.silent = {"*"}
+        put_out_of_reach(fake, broker, end)
         unit.change("inactive", "dead")
         error = only_error(await stopping)
     assert (DeadlineExceeded, "a.service") == (type(error), error.subject)
@@ -198,12 +203,7 @@ async def test_stop_ends_when_the_manager_is_out_of_reach(
     fake.add("a.service", stop="hangs")
     stopping = asyncio.create_task(stop("a"))
     await fake.called("StopUnit")
-    if end == "kill":
-        broker.kill()
-    elif end == "manager":
-        fake.hang_up()
-    else:
-        fake.silent = {"*"}
+    put_out_of_reach(fake, broker, end)
     error = only_error(await stopping)
     assert (True, Exit.UNAVAILABLE) == (isinstance(error, Unavailable), error.exit)
     assert "a.service" == error.subject
