@@ -16,7 +16,7 @@ import typer
 
 from sdtool.cli.invocation import Invocation
 from sdtool.cli.terminal import terminal_restored
-from sdtool.errors import Exit, Interrupted, InvalidArgument
+from sdtool.errors import Exit, Interrupted, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from sdtool.sandbox import Sandbox
@@ -183,8 +183,11 @@ def run_demo(invocation: Invocation) -> int:
     with find_manager() as sandbox:
         started = sandbox.run(["systemctl", "--user", "start", *DEMO_UNITS])
         if started.returncode != 0:
-            sys.stderr.write(started.stderr)
-            return Exit.BAD
+            said = started.stderr.strip().partition("\n")[0].rstrip(".")
+            raise Unavailable(
+                f"The demo units did not start: {said}.",
+                hint="their ports may be taken, by another demo: sdtool port 18080 18083",
+            )
         result = Exit.OK
         for step in DEMO:
             status = _show(invocation, sandbox, step)

@@ -313,9 +313,14 @@ def read_socket_inodes(pid: int) -> frozenset[int] | None:
 
 
 def sees_all_descriptors() -> bool:
-    """Whether our capabilities let us look into the descriptors of other users' processes."""
+    """Whether our capabilities let us look into the descriptors of other users' processes.
+
+    In a user namespace they count for its own processes only (user_namespaces(7)): PID 1 tells.
+    """
     effective = int(parse_status(_read("/proc/self/status"))[b"CapEff"], 16)
-    return all(effective >> number & 1 for number in (CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE))
+    if not all(effective >> number & 1 for number in (CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE)):
+        return False
+    return read_socket_inodes(1) is not None
 
 
 def read_holders(

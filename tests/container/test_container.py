@@ -286,6 +286,14 @@ def test_sandbox_command_takes_a_suite(suite: str) -> None:
     assert (3, f"sdtool-{suite}\n") == (done.returncode, done.stdout)
 
 
+def test_closed_streams_keep_the_status(suite: str) -> None:
+    """CMD finds /dev/null where sdtool found nothing: its start needs open streams."""
+    script = '"$0" -m sdtool sandbox --container "$1" -- sh -c "exit 3" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", script, sys.executable, suite], check=False)
+
+    assert 3 == done.returncode
+
+
 def test_unknown_suite_is_a_usage_error() -> None:
     """One sentence with the suites there are."""
     command = [sys.executable, "-m", "sdtool", "sandbox", "--container", "lenny"]

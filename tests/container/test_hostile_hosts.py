@@ -217,6 +217,13 @@ def test_list_among_other_cgroups_counts_nothing(
         assert row["processes_reason"] == row["ports_reason"]
 
 
+def test_root_of_a_user_namespace_is_not_taken_for_the_machines(healthy: System) -> None:
+    """It has every capability there is, and none over the processes outside."""
+    weak = {"properties": ["PrivateUsers=yes"]}
+    privileges = healthy.facility("privileges", **weak)
+    assert (False, True) == (privileges["available"], "CAP_SYS_PTRACE" in privileges["reason"])
+
+
 def test_root_without_ptrace_says_what_it_cannot_see(healthy: System) -> None:
     """Root without CAP_SYS_PTRACE: the owner by its creator, the holders null with the reason."""
     healthy.run(["systemctl", "start", "sdtool-graceful"])
