@@ -69,3 +69,11 @@ def end_demo_units(run: Callable[[list[str]], object], manager: str) -> None:
     for verb in (["stop", "--no-block"], ["kill", "--signal=KILL"], ["stop"], ["reset-failed"]):
         # --all: a unit that is inactive may have left processes behind.
         run(["systemctl", manager, *verb, "--all", "sdtool-*"])
+
+
+def read_line(terminal: int) -> str:
+    """The next line of a terminal, which may come in pieces."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(terminal, 64)
+    return line.decode().replace("\r", "")

@@ -18,6 +18,7 @@ from sdtool.cli.invocation import Invocation
 from sdtool.cli.sandbox import Step, run_demo
 from sdtool.errors import Exit
 from sdtool.sandbox.cgroup import read_hierarchy
+from tests.machine import read_line
 from tests.system.bench import Client
 
 # Says in which sandbox it is, and does not end by itself.
@@ -97,7 +98,7 @@ def test_terminal_that_hangs_up_ends_the_sandbox() -> None:
         )
         os.close(theirs)
         try:
-            assert b"ready\r\n" == os.read(ours, 64)
+            assert "ready\n" == read_line(ours)
             os.close(ours)
             status = child.wait(timeout=10)
         finally:

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.machine import read_line
+
 PROGRAM = """\
 import os, signal, sys, termios
 from sdtool.cli.terminal import is_foreground, terminal_restored
@@ -51,7 +53,7 @@ def test_hang_up_does_not_hide_the_interrupt(how: str) -> None:
     child = subprocess.Popen(command, preexec_fn=lambda: os.login_tty(theirs))
     os.close(theirs)
     try:
-        assert b"ready\r\n" == os.read(ours, 64)
+        assert "ready\n" == read_line(ours)
         os.close(ours)
         assert 130 == child.wait(timeout=10)
     finally:
