@@ -189,6 +189,6 @@ class DeadlineExceeded(SdtoolError):
 
 
 class Interrupted(SdtoolError):
-    """The user ended the watch; what was asked of systemd goes on."""
+    """The user ended the watch; what was asked of systemd is not undone."""
 
     exit = Exit.INTERRUPTED

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = int(
             build_app(invocation).main(argv, prog_name="sdtool", standalone_mode=False) or 0
         )
-        if status == Exit.INTERRUPTED and invocation.command != "sandbox":
+        if status == Exit.INTERRUPTED and not (
+            invocation.answered or invocation.command == "sandbox"
+        ):
             # typer makes that of a Ctrl-C before or after the question itself.
             raise Interrupted("Interrupted.")
         return status

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from sdtool.errors import Exit, Interrupted, SdtoolError, Unavailable
@@ -33,7 +34,8 @@ class Invocation:
 
     Attributes:
         mute: Stdout takes nothing any more: errors go to stderr.
-        farewell: What to say when the user interrupts: what goes on without us.
+        farewell: What to say when the question is cancelled: what was asked for without an end.
+        answered: What there is to say has been said.
     """
 
     command: str = ""
@@ -43,6 +45,7 @@ class Invocation:
     verbose: bool = False
     debug: bool = False
     farewell: str | None = None
+    answered: bool = False
     mute: bool = False
 
     @classmethod
@@ -56,18 +59,27 @@ class Invocation:
             debug="--debug" in options,
         )
 
-    def ask(self, question: Callable[[Host], Awaitable[T]]) -> T:
+    def ask(
+        self,
+        question: Callable[[Host], Awaitable[T]],
+        interrupt: Callable[[], bool] | None = None,
+    ) -> T:
         """Open the host, ask it, close it: the one place where the event loop runs.
 
+        Args:
+            interrupt: Called at the first Ctrl-C, SIGTERM or SIGHUP: has the question come to an
+                answer soon, or returns False. Without that, and at the second, the question is
+                cancelled.
+
         Raises:
-            Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is torn down by then.
+            Interrupted: The question was cancelled; everything is torn down by then.
         """
         import asyncio
 
         from sdtool.host import Host
 
         async def answer() -> T:
-            with _cancelled_by_signals():
+            with _ended_by_signals(interrupt):
                 async with Host(self.scope) as host:
                     return await question(host)
 
@@ -98,7 +110,10 @@ class Invocation:
             show: Renders the data for people; not called where there is none.
             bad: The answer is a bad one: exit 1, unless something could not be answered.
         """
+        self.answered = True
         status = answer.errors[0].exit if answer.errors else Exit.BAD if bad else Exit.OK
+        if any(isinstance(error, Interrupted) for error in answer.errors):
+            status = Exit.INTERRUPTED  # whatever else there is: nobody waited for the answer
         if self.json:
             self._print_envelope(answer.data, answer.errors, status)
             return status
@@ -165,8 +180,8 @@ class Invocation:
 
 
 @contextlib.contextmanager
-def _cancelled_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP cancel the question, as asyncio has Ctrl-C do.
+def _ended_by_signals(interrupt: Callable[[], bool] | None) -> Iterator[None]:
+    """Have Ctrl-C, SIGTERM and SIGHUP interrupt the question, or cancel it.
 
     An exception out of a signal's handler could come up anywhere in the event loop, and be lost.
     """
@@ -174,15 +189,30 @@ def _cancelled_by_signals() -> Iterator[None]:
 
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    tries = iter([interrupt] if interrupt is not None else [])
+
+    def end() -> None:
+        gently = next(tries, None)
+        if gently is None or not gently():
+            task.cancel()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            # From now on it is asyncio's, which in the end breaks off whatever does not end.
+            signal.signal(number, before[signal.SIGINT])
+        loop.call_soon_threadsafe(end)
+
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if interrupt is not None:
+        numbers.append(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            loop.add_signal_handler(number, task.cancel)
+            signal.signal(number, on_signal)
     try:
         yield
     finally:
         for number, handler in before.items():
-            loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
 

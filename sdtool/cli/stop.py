@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,16 +117,23 @@ def _stop(
         else:
             on_events = partial(_print_json_lines, invocation) if jsonl else _ignore
         request = _Request(invocation, view, on_events)
-        return invocation.ask(
+        answer = invocation.ask(
             lambda host: host.stop(
                 names,
                 options,
                 on_events=request.on_events,
                 on_request=request.on_request,
-                on_reach=request.on_reach,
                 asking=request.asking,
-            )
+                interrupt=request.interrupted,
+            ),
+            request.interrupt,
         )
+    if request.interrupted.is_set() and not any(
+        isinstance(error, Interrupted) for error in answer.errors
+    ):
+        last = Interrupted("Interrupted; there was nothing left to watch.")
+        return replace(answer, errors=(*answer.errors, last))
+    return answer
 
 
 def _ignore(events: tuple[Event, ...]) -> None:
@@ -139,35 +147,39 @@ def _print_json_lines(invocation: Invocation, events: tuple[Event, ...]) -> None
 
 
 class _Request:
-    """What is said on the way to the job: the farewell, and nothing while polkit asks."""
+    """What goes on between the terminal and the job: an interrupt, and polkit's question.
+
+    Attributes:
+        interrupted: Set when the watch is to end.
+    """
 
     def __init__(self, invocation: Invocation, view: _View | None, on_events: OnEvents) -> None:
+        import asyncio
+
+        self.interrupted = asyncio.Event()
         self._invocation = invocation
         self._view = view
         self._on_events = on_events
         self._units: list[str] = []
-        self._goodbye: tuple[Sequence[str], str] | None = None
-        self._away: str | None = None
         self._held: list[tuple[Event, ...]] | None = None
+        self._is_terminal = sys.stdout.isatty()
 
     def on_request(self, unit: str) -> None:
         """A stop is asked for: from now on there can be a job that goes on without us."""
         self._units.append(unit)
-        self._say_goodbye(self._units)
+        self._invocation.farewell = (
+            "No longer watching; whether the stop job goes on was not looked at: "
+            f"{', '.join(self._units)}."
+        )
 
-    def on_reach(self, reason: str | None) -> None:
-        """The manager is out of reach, or is back: what goes on cannot be seen meanwhile."""
-        self._away = reason
-        if self._goodbye is not None:
-            self._say_goodbye(*self._goodbye)
-
-    def _say_goodbye(self, units: Sequence[str], before: str = "No longer watching") -> None:
-        self._goodbye = (units, before)
-        what = "the stop job goes on"
-        if self._away is not None:
-            what = f"the manager is out of reach, whether {what} is not known"
-        goes_on = f"; {what}: {', '.join(units)}" if units else ""
-        self._invocation.farewell = f"{before}{goes_on}."
+    def interrupt(self) -> bool:
+        """End the watch with an answer; there is none before anything was asked for."""
+        if not self._units:
+            return False
+        if self._is_terminal and not sys.stdout.isatty():
+            self._invocation.write_nowhere()  # it has hung up
+        self.interrupted.set()
+        return True
 
     def on_events(self, events: tuple[Event, ...]) -> None:
         """Show events, or keep them: the password prompt has the terminal for itself."""
@@ -181,16 +193,15 @@ class _Request:
         """Have an agent on the terminal for the one question about a unit, or say why not."""
         from sdtool.cli.agent import agent_on_terminal
 
-        others = [name for name in self._units if name != unit]
-        self._say_goodbye(others, f"Interrupted before {unit} was authorized to stop")
         self._held = []
-        with self._view.paused() if self._view else nullcontext():
-            async with agent_on_terminal() as lack:
-                yield lack
-        self._say_goodbye(self._units)
-        held, self._held = self._held, None
-        for events in held:
-            self._on_events(events)
+        try:
+            with self._view.paused() if self._view else nullcontext():
+                async with agent_on_terminal() as lack:
+                    yield lack
+        finally:
+            held, self._held = self._held, None
+            for events in held:
+                self._on_events(events)
 
 
 class _View:

@@ -14,6 +14,7 @@ keeps several answers in order.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
@@ -153,12 +154,14 @@ class Host:
         on_request: Callable[[str], None] | None = None,
         on_reach: OnReach | None = None,
         asking: Asking | None = None,
+        interrupt: asyncio.Event | None = None,
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
-        Cancelling stops the watch, not the jobs. One stop at a time: a second one on the same
-        host would take the first one's signals. A unit that could not be stopped, or not watched
-        to its end, is an error of the answer, beside the reports of the others.
+        Cancelling stops the watch, not the jobs, and leaves no answer: ``interrupt`` does. One
+        stop at a time: a second one on the same host would take the first one's signals. A unit
+        that could not be stopped, or not watched to its end, is an error of the answer, beside
+        the reports of the others.
 
         Args:
             units: Names and globs as systemctl takes them.
@@ -171,6 +174,9 @@ class Host:
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
                 It says why there is no agent, for the refusal; None where there is one.
+            interrupt: Set it, after the first ``on_request``, to end the watch within about half
+                a second: units whose jobs are over by then have their reports, each other is an
+                ``Interrupted`` error, which says what is known of its job.
 
         Raises:
             AccessDenied: We may not ask what a glob stands for, or have the manager's signals.
@@ -185,6 +191,7 @@ class Host:
             on_request or (lambda _: None),
             on_reach or (lambda _: None),
             asking or (lambda _: nullcontext()),
+            interrupt or asyncio.Event(),
         )
 
     async def doctor(self) -> tuple[Facility, ...]:

@@ -17,7 +17,7 @@ from functools import partial
 from sdtool.analysis import phases, protection, timeline
 from sdtool.analysis.events import sort_events
 from sdtool.analysis.phases import ENDED
-from sdtool.errors import DeadlineExceeded, NotApplicable, SdtoolError
+from sdtool.errors import DeadlineExceeded, Interrupted, NotApplicable, SdtoolError
 from sdtool.host import contact
 from sdtool.host.asking import split
 from sdtool.host.contact import OnReach
@@ -34,6 +34,9 @@ from sdtool.sources.systemd import Manager
 
 RESCAN_S = 0.020
 MARGIN_S = 30.0
+
+FAREWELL_S = 1.0
+"""How long an interrupt is put off at most, for the reports of the units whose jobs are over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ async def stop_units(
     on_request: Callable[[str], None],
     on_reach: OnReach,
     asking: Asking,
+    interrupt: asyncio.Event,
 ) -> Answer[StopReport]:
     """Stop the units and report on each in the order asked; a refusal is an error."""
     entries: dict[str, StopWatch | SdtoolError] = {}
@@ -76,7 +80,8 @@ async def stop_units(
             watch.leave_out(watched)
             watched |= {other.name for other in watch.along}
         watches = _watches(entries.values())
-        await _watch(session, watches, options, on_events, on_request, on_reach, asking)
+        clock = _Clock(options, interrupt)
+        await _watch(session, watches, clock, on_events, on_request, on_reach, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
         for watch in _with_along(_watches(entries.values())):
@@ -136,7 +141,7 @@ async def _read_along(manager: Manager, details: UnitDetails) -> tuple[UnitDetai
 async def _watch(
     session: Session,
     watches: Sequence[StopWatch],
-    options: StopOptions,
+    clock: _Clock,
     on_events: OnEvents,
     on_request: Callable[[str], None],
     on_reach: OnReach,
@@ -148,7 +153,6 @@ async def _watch(
         return
     manager = await session.manager()
     everyone = _with_along(active)
-    clock = _Clock(active, options)
     asking = partial(clock.stopped, asking)
     with manager.patient(contact.RETURN_S):
         signals = await manager.subscribe()
@@ -157,15 +161,13 @@ async def _watch(
         keeper = contact.Contact(manager, signals, everyone, clock.on_policy, on_reach)
         async with _pumping(keeper, everyone, on_events):
             try:
-                async with clock.limit:
-                    clock.set()
-                    await _request(session, active, options, on_request, asking)
+                async with clock.running(active):
+                    await _request(session, active, clock.options, on_request, asking)
                     await asyncio.gather(*(watch.wait_for_end() for watch in active))
             except TimeoutError:
                 if not clock.limit.expired():
                     raise
-                late = [w for w in active if not w.finished and w.failure is None]
-                await _give_up(late, options, keeper)
+                await _give_up(active, clock, keeper)
     _hand_on(everyone, now_us(), on_events)
 
 
@@ -177,44 +179,80 @@ def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -
 
 
 class _Clock:
-    """The deadline of a stop: the caller's, or by systemd's limits, which a reload can change.
+    """The end of a stop's watch: an interrupt, or a deadline.
+
+    That is the caller's, or one by systemd's limits, which a reload can change.
 
     Attributes:
-        limit: Entered for as long as the stop is waited for.
+        options: How the units are stopped.
+        limit: Passes when the watch ends.
+        interrupted: It was not the deadline that ended it.
+        asked_about: The unit that a person is asked about, or was when the watch ended.
     """
 
-    def __init__(self, watches: Sequence[StopWatch], options: StopOptions) -> None:
-        self._watches = watches
-        self._options = options
+    def __init__(self, options: StopOptions, interrupt: asyncio.Event) -> None:
+        self.options = options
+        self._interrupt = interrupt
+        self._watches: Sequence[StopWatch] = ()
         self._now = asyncio.get_running_loop().time
         self._goes = False
         self.limit = asyncio.timeout(None)
+        self.asked_about: str | None = None
 
-    def set(self) -> None:
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody wants the watch to end; a deadline has no say any more then."""
+        return self._interrupt.is_set()
+
+    @contextlib.asynccontextmanager
+    async def running(self, watches: Sequence[StopWatch]) -> AsyncIterator[None]:
+        """Watch until the end: count from now on, and heed the interrupt."""
+        self._watches = watches
+        heeding = asyncio.create_task(self._heed())
+        try:
+            async with self.limit:
+                self._set()
+                yield
+        finally:
+            heeding.cancel()
+
+    async def _heed(self) -> None:
+        await self._interrupt.wait()
+        if not self.limit.expired():
+            self.limit.reschedule(self._now())
+
+    def _set(self) -> None:
         """Count from now on."""
         self._goes = True
-        seconds = _deadline(self._watches, self._options)
-        self.limit.reschedule(None if seconds is None else self._now() + seconds)
+        seconds = _deadline(self._watches, self.options)
+        self._reschedule(None if seconds is None else self._now() + seconds)
+
+    def _reschedule(self, when: float | None) -> None:
+        if not self.interrupted and not self.limit.expired():
+            self.limit.reschedule(when)
 
     def on_policy(self) -> None:
         """Count anew by systemd's limits, of which one has changed."""
-        if self._goes and self._options.deadline_s is None and not self.limit.expired():
-            self.set()
+        if self._goes and self.options.deadline_s is None:
+            self._set()
 
     @contextlib.asynccontextmanager
     async def stopped(self, asking: Asking, unit: str) -> AsyncIterator[str | None]:
         """Ask a person; the time that takes has a deadline of its own, and is not the stop's."""
         began, when, self._goes = self._now(), self.limit.when(), False
-        self.limit.reschedule(None)
+        self.asked_about = unit
+        self._reschedule(None)
         try:
             async with asking(unit) as lack:
                 yield lack
+            if not self.interrupted:
+                self.asked_about = None
         finally:
-            if self._options.deadline_s is None:
-                self.set()
+            if self.options.deadline_s is None:
+                self._set()
             elif when is not None:
                 self._goes = True
-                self.limit.reschedule(when + self._now() - began)
+                self._reschedule(when + self._now() - began)
 
 
 async def _request(
@@ -248,42 +286,71 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
     return longest + MARGIN_S
 
 
-async def _give_up(
-    watches: Sequence[StopWatch], options: StopOptions, keeper: contact.Contact
-) -> None:
-    """End the watch at its deadline: one whose job is over is finished, which takes a moment."""
-    gap = await keeper.look()
-    until = None if gap is None else 0.0
-    await asyncio.gather(*(watch.wait_for_end(until) for watch in watches if watch.is_down))
+async def _give_up(watches: Sequence[StopWatch], clock: _Clock, keeper: contact.Contact) -> None:
+    """End the watch: a unit whose job is over is finished, which takes a moment."""
+    began = asyncio.get_running_loop().time()
+    until = began + contact.SILENCE_S if clock.interrupted else None
     for watch in watches:
-        if not watch.finished and watch.failure is None:
-            watch.failure = _too_late(watch, options, gap)
-
-
-def _too_late(watch: StopWatch, options: StopOptions, gap: ManagerGap | None) -> DeadlineExceeded:
-    after = f"{options.deadline_s:g} s" if options.deadline_s else "all of systemd's own limits"
-    if not watch.told.requested:
-        return DeadlineExceeded(
-            f"{watch.name} was not asked to stop: {after} had passed.", subject=watch.name
-        )
-    hint = f"systemctl list-jobs, or sdtool trace {watch.name}"
+        if watch.name == clock.asked_about and not watch.is_over:
+            watch.failure = None  # that it needs a person, who was being asked
+    late = [watch for watch in watches if not watch.finished and watch.failure is None]
+    gap = await keeper.look()
     if gap is not None:
-        away_s = (gap.until_us - gap.since_us) / 1_000_000
-        return DeadlineExceeded(
-            f"Whether {watch.name} has stopped, or its stop job goes on, is not known after "
-            f"{after}: the manager has been out of reach for {away_s:.1f} s ({gap.reason}).",
-            subject=watch.name,
-            hint=hint,
+        until = 0.0
+    with contextlib.suppress(TimeoutError):
+        # One that is down can pull another along at the last moment.
+        async with asyncio.timeout_at(began + FAREWELL_S if clock.interrupted else None):
+            await asyncio.gather(*(watch.wait_for_end(until) for watch in late if watch.is_down))
+    for watch in late:
+        if not watch.finished and watch.failure is None:
+            watch.failure = _cut_short(watch, clock, gap)
+
+
+def _cut_short(watch: StopWatch, clock: _Clock, gap: ManagerGap | None) -> SdtoolError:
+    """Why there is no report, and what is known of the job."""
+    kind = Interrupted if clock.interrupted else DeadlineExceeded
+    say = _interrupted if clock.interrupted else _too_late
+    hint = f"systemctl list-jobs, or sdtool trace {watch.name}"
+    may_go_on = watch.told.queued or (gap is not None and watch.told.requested)
+    return kind(say(watch, clock, gap), subject=watch.name, hint=hint if may_go_on else None)
+
+
+def _interrupted(watch: StopWatch, clock: _Clock, gap: ManagerGap | None) -> str:
+    name, told = watch.name, watch.told
+    if watch.is_down:
+        return f"Interrupted when the stop job of {name} was over: the rest was not looked at."
+    if not told.requested and not told.has_job:
+        return f"Interrupted before {name} was asked to stop."
+    if gap is not None:
+        return (
+            f"No longer watching; whether {name} has stopped, or its stop job goes on, "
+            f"is not known: {_away(gap)}."
+        )
+    if name == clock.asked_about and not told.queued:
+        return f"Interrupted before {name} was authorized to stop."
+    if told.requested and told.job is None:
+        return f"No longer watching; {name} was asked to stop, and the answer was not waited for."
+    return f"No longer watching; {_unfinished(watch)} still stopping, and the stop job goes on."
+
+
+def _too_late(watch: StopWatch, clock: _Clock, gap: ManagerGap | None) -> str:
+    name, deadline_s = watch.name, clock.options.deadline_s
+    after = f"{deadline_s:g} s" if deadline_s else "all of systemd's own limits"
+    if not watch.told.requested:
+        return f"{name} was not asked to stop: {after} had passed."
+    if gap is not None:
+        return (
+            f"Whether {name} has stopped, or its stop job goes on, is not known after {after}: "
+            f"{_away(gap)}."
         )
     if not watch.told.queued:
-        return DeadlineExceeded(
-            f"{watch.name} was asked to stop, and had no job after {after}.", subject=watch.name
-        )
-    return DeadlineExceeded(
-        f"{_unfinished(watch)} still stopping after {after}; the stop job goes on.",
-        subject=watch.name,
-        hint=hint,
-    )
+        return f"{name} was asked to stop, and had no job after {after}."
+    return f"{_unfinished(watch)} still stopping after {after}; the stop job goes on."
+
+
+def _away(gap: ManagerGap) -> str:
+    away_s = (gap.until_us - gap.since_us) / 1_000_000
+    return f"the manager has been out of reach for {away_s:.1f} s ({gap.reason})"
 
 
 def _unfinished(watch: StopWatch) -> str:

@@ -12,7 +12,7 @@ from dbus_next.constants import MessageFlag
 from dbus_next.signature import Variant
 from fake_systemd import MANAGER, ROOT, FakeSystemd, signal
 
-from sdtool.errors import AccessDenied, DeadlineExceeded, Exit, UnitMasked
+from sdtool.errors import AccessDenied, DeadlineExceeded, Exit, Interrupted, UnitMasked
 from sdtool.host import Host, StopOptions, stopping
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
@@ -179,6 +179,59 @@ async def test_reload_during_the_question_moves_the_deadline(
     assert (Verdict.CLEAN, "done") == (report.verdict, report.job_result)
     assert report.policy is not None
     assert 20_000_000 == report.policy.timeout_stop_us
+
+
+async def test_interrupt_at_the_question_leaves_what_has_stopped(fake: FakeSystemd) -> None:
+    """A rule allows one unit: its report is there, and of the other no job is told."""
+    fake.add("a.service", "b.service", "c.service")
+    interrupt = asyncio.Event()
+
+    def on_request(unit: str) -> None:
+        if unit == "b.service":
+            fake.errors["StopUnit"] = NEEDS_PERSON
+
+    @contextlib.asynccontextmanager
+    async def asking(unit: str) -> AsyncIterator[None]:
+        interrupt.set()
+        await asyncio.Event().wait()  # they type
+        yield
+
+    async with asyncio.timeout(SOON_S), Host() as host:
+        answer = await host.stop(
+            "abc",
+            StopOptions(interactive=True),
+            on_request=on_request,
+            asking=asking,
+            interrupt=interrupt,
+        )
+    assert [("a.service", Verdict.CLEAN)] == [(r.unit, r.verdict) for r in answer.data]
+    assert [
+        (Interrupted, "Interrupted before b.service was authorized to stop."),
+        (Interrupted, "Interrupted before c.service was asked to stop."),
+    ] == [(type(error), str(error)) for error in answer.errors]
+
+
+@pytest.mark.parametrize("how", ["allowed", "refused"])
+async def test_interrupt_after_the_question_tells_the_answer(fake: FakeSystemd, how: str) -> None:
+    """The question is over: what it led to counts."""
+    fake.add("a.service", stop="hangs")
+    fake.add("b.service", stop="hangs")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person, interrupt = Person(fake, error=DENIED if how == "refused" else None), asyncio.Event()
+
+    def on_request(unit: str) -> None:
+        if unit == "b.service":
+            fake.errors.clear()
+            asyncio.get_running_loop().call_later(0.2, interrupt.set)
+
+    async with asyncio.timeout(SOON_S), Host() as host:
+        options = StopOptions(interactive=True)
+        answer = await host.stop(
+            "ab", options, on_request=on_request, asking=person.asking, interrupt=interrupt
+        )
+    kinds = [Interrupted if how == "allowed" else AccessDenied, Interrupted]
+    assert kinds == [type(error) for error in answer.errors]
+    assert () == answer.data
 
 
 async def test_question_that_nobody_answers_ends(

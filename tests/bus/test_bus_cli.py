@@ -158,26 +158,82 @@ def test_stop_whose_bus_dies_exits_69(fake: FakeSystemd, broker: Broker) -> None
     assert [("Unavailable", "a.service")] == codes(document)
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_farewell_says_only_what_is_known(fake: FakeSystemd, broker: Broker, lost: bool) -> None:
-    """Ctrl-C while the manager is out of reach: nobody can see whether the job goes on."""
-    fake.add("a.service", stop="hangs")
-    command = [sys.executable, "-W", "error", "-m", "sdtool", "stop", "a"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+def interrupt(
+    fake: FakeSystemd,
+    *arguments: str,
+    meanwhile: Callable[[], object] = lambda: None,
+    after_s: float = 0.3,
+    times: int = 1,
+) -> tuple[str, str, float]:
+    """Stop units and send SIGINT after a while: stdout, stderr, and the seconds to the end."""
+    command = [sys.executable, "-W", "error", "-m", "sdtool", "stop", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         try:
             fake.wait_for("StopUnit")
-            if lost:
-                broker.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=1)
-            child.send_signal(signal.SIGINT)
-            _, stderr = child.communicate(timeout=QUICK_S)
+                child.wait(timeout=0.3)
+            meanwhile()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=after_s)
+            began = time.monotonic()
+            for _ in range(times):
+                child.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=0.1)
+            stdout, stderr = child.communicate(timeout=QUICK_S)
         finally:
             child.kill()
-    said = stderr.decode()
     assert Exit.INTERRUPTED == child.returncode
-    assert lost == ("out of reach, whether the stop job goes on is not known: a.service" in said)
-    assert lost != ("No longer watching; the stop job goes on: a.service" in said)
+    return stdout, stderr, time.monotonic() - began
+
+
+@pytest.mark.parametrize("end", ["", "kill", "freeze the bus", "freeze"])
+def test_farewell_says_only_what_is_known(fake: FakeSystemd, broker: Broker, end: str) -> None:
+    """Ctrl-C while the manager is out of reach: nobody can see whether the job goes on."""
+    fake.add("a.service", stop="hangs")
+    ends = {"": lambda: None, "kill": broker.kill, "freeze the bus": broker.freeze}
+    meanwhile = ends.get(end, lambda: fake.silent.add("*"))
+    stdout, stderr, _ = interrupt(fake, "a", meanwhile=meanwhile)
+    assert "clean" not in stdout
+    unknown = "whether a.service has stopped, or its stop job goes on, is not known: the manager"
+    assert bool(end) == (f"sdtool: No longer watching; {unknown}" in stderr)
+    goes_on = "No longer watching; a.service is still stopping, and the stop job goes on."
+    assert bool(end) != (goes_on in stderr)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupt_ends_soon_while_the_manager_is_frozen(fake: FakeSystemd, times: int) -> None:
+    """It is asked once more, for half a second; a second one does not wait for that."""
+    fake.add("a.service", stop="hangs")
+    _, stderr, took_s = interrupt(
+        fake, "a", meanwhile=lambda: fake.silent.add("*"), after_s=0.1, times=times
+    )
+    assert took_s < 1.5
+    assert (times == 1) == ("is not known" in stderr)
+    assert (times == 2) == ("whether the stop job goes on was not looked at: a.service" in stderr)
+
+
+def test_interrupt_keeps_the_reports_of_what_is_over(fake: FakeSystemd) -> None:
+    """The units whose jobs go on are errors beside them, and alone in what is said."""
+    fake.add("a.service", stop="fails")
+    fake.add("b.service", stop="hangs")
+    stdout, stderr, _ = interrupt(fake, "a", "b", "--json")
+    document = json.loads(stdout)
+    assert ("", Exit.INTERRUPTED) == (stderr, document["exit"])
+    assert [("a.service", "failed")] == [(r["unit"], r["active_state"]) for r in document["data"]]
+    assert [("Interrupted", "b.service")] == codes(document)
+    stdout, stderr, _ = interrupt(fake, "a", "b")
+    assert ("b.service is still stopping" in stderr, "a.service" in stderr) == (True, False)
+
+
+def test_interrupt_exits_130_whatever_was_refused(fake: FakeSystemd) -> None:
+    """Nobody waited for the answer."""
+    fake.add("a.service", stop="hangs")
+    document = json.loads(interrupt(fake, "absent", "a", "--json")[0])
+    assert Exit.INTERRUPTED == document["exit"]
+    assert [("NoSuchUnit", "absent.service"), ("Interrupted", "a.service")] == codes(document)
 
 
 @pytest.mark.parametrize("command", ["list", "trace x", "stop x"])

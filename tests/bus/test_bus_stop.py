@@ -8,7 +8,14 @@ import pytest
 from fake_systemd import NAME, ROOT, FakeSystemd
 from private_broker import Broker
 
-from sdtool.errors import CriticalUnit, DeadlineExceeded, Exit, SdtoolError, Unavailable
+from sdtool.errors import (
+    CriticalUnit,
+    DeadlineExceeded,
+    Exit,
+    Interrupted,
+    SdtoolError,
+    Unavailable,
+)
 from sdtool.host import Host, StopOptions
 from sdtool.model.answer import Answer
 from sdtool.model.stop import EventKind, StopReport, Verdict
@@ -176,6 +183,76 @@ async def test_deadline_during_the_last_look_does_not_cost_the_report(fake: Fake
     fake.silent = set()
     (report,) = (await stopping).data
     assert ("done", Verdict.CLEAN) == (report.job_result, report.verdict)
+
+
+async def test_interrupt_leaves_an_answer(fake: FakeSystemd) -> None:
+    """A report where the job is over; else what is known of it."""
+    fake.add("a.service", "d.service", stop="early")
+    fake.add("b.service", "c.service", stop="hangs")
+    interrupt, asked = asyncio.Event(), list[str]()
+
+    def on_request(unit: str) -> None:
+        asked.append(unit)
+        if unit == "c.service":
+            fake.silent = {"StopUnit"}
+            asyncio.get_running_loop().call_later(0.2, interrupt.set)
+
+    async with asyncio.timeout(SOON_S), Host() as host:
+        answer = await host.stop("abcd", on_request=on_request, interrupt=interrupt)
+    assert ["a.service", "b.service", "c.service"] == asked
+    assert [("a.service", Verdict.CLEAN)] == [(r.unit, r.verdict) for r in answer.data]
+    assert [
+        (
+            Interrupted,
+            "No longer watching; b.service is still stopping, and the stop job goes on.",
+        ),
+        (
+            Interrupted,
+            "No longer watching; c.service was asked to stop, and the answer was not waited for.",
+        ),
+        (Interrupted, "Interrupted before d.service was asked to stop."),
+    ] == [(type(error), str(error)) for error in answer.errors]
+
+
+@pytest.mark.parametrize("end", ["kill", "manager", "freeze"])
+async def test_interrupt_says_so_where_the_manager_is_out_of_reach(
+    fake: FakeSystemd, broker: Broker, end: str
+) -> None:
+    """Half a second later at most: what happened meanwhile nobody can see."""
+    unit = fake.add("a.service", stop="hangs")
+    interrupt, now = asyncio.Event(), asyncio.get_running_loop().time
+    async with asyncio.timeout(SOON_S), Host() as host:
+        stopping = asyncio.create_task(host.stop(["a"], interrupt=interrupt))
+        await fake.called("StopUnit")
+        await asyncio.wait({stopping}, timeout=0.3)
+        put_out_of_reach(fake, broker, end)
+        unit.change("inactive", "dead")
+        interrupt.set()
+        began = now()
+        error = only_error(await stopping)
+        assert now() - began < 1.0
+    assert (Interrupted, "a.service") == (type(error), error.subject)
+    assert "whether a.service has stopped, or its stop job goes on, is not known" in str(error)
+
+
+async def test_interrupt_after_the_job_does_not_cost_the_report(fake: FakeSystemd) -> None:
+    """Nothing goes on any more: what the manager does not tell in half a second is not known."""
+    unit = fake.add("a.service", stop="hangs")
+    interrupt = asyncio.Event()
+    async with asyncio.timeout(SOON_S), Host() as host:
+        stopping = asyncio.create_task(host.stop(["a"], interrupt=interrupt))
+        await fake.called("StopUnit")
+        await asyncio.wait({stopping}, timeout=0.3)
+        fake.silent = {"GetAll"}
+        fake.emit(*unit.change("inactive", "dead"))
+        fake.emit(fake.job_removed(f"{ROOT}/job/1", "a.service", "done"))
+        await asyncio.wait({stopping}, timeout=0.2)
+        interrupt.set()
+        done, _ = await asyncio.wait({stopping}, timeout=1.5)
+        assert {stopping} == done
+        answer = await stopping
+    assert () == answer.errors
+    assert [("done", "inactive")] == [(r.job_result, r.active_state) for r in answer.data]
 
 
 async def test_loss_and_return_of_the_manager_are_told(fake: FakeSystemd, broker: Broker) -> None:

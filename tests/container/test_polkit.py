@@ -10,6 +10,7 @@ from sdtool.sandbox.rootfs import TESTER
 from tests.container.system import System
 
 VICTIM = "victim.service"
+ALLOWED = "allowed.service"
 ACTION = "org.freedesktop.systemd1.manage-units"
 RULE = "/etc/polkit-1/rules.d/50-sdtool-test.rules"
 
@@ -81,11 +82,11 @@ def on_terminal(
     return dict(json.loads(ran.stdout))
 
 
-def start_victim(system: System) -> None:
+def start_victim(system: System, unit: str = VICTIM) -> None:
     """Have a unit to stop."""
-    system.run(["systemctl", "reset-failed", VICTIM])
-    if system.run(["systemctl", "is-active", VICTIM]).stdout.strip() != "active":
-        begun = system.run(["systemd-run", "-q", "--collect", f"--unit={VICTIM}", "sleep", "1000"])
+    system.run(["systemctl", "reset-failed", unit])
+    if system.run(["systemctl", "is-active", unit]).stdout.strip() != "active":
+        begun = system.run(["systemd-run", "-q", "--collect", f"--unit={unit}", "sleep", "1000"])
         assert 0 == begun.status, begun.stderr
 
 
@@ -94,11 +95,12 @@ def is_active(system: System) -> bool:
     return system.run(["systemctl", "is-active", VICTIM]).stdout.strip() == "active"
 
 
-def write_rule(system: System, result: str) -> None:
-    """Have polkit say YES or NO to tester."""
+def write_rule(system: System, result: str, unit: str | None = None) -> None:
+    """Have polkit say YES or NO to tester, for one unit or for all."""
+    about = f' && action.lookup("unit") == "{unit}"' if unit is not None else ""
     rule = (
         "polkit.addRule(function(action, subject) {"
-        f'if (action.id == "{ACTION}" && subject.user == "tester")'
+        f'if (action.id == "{ACTION}" && subject.user == "tester"{about})'
         f"return polkit.Result.{result}; }});"
     )
     write = f"mkdir -p ${{0%/*}} && printf %s '{rule}' > $0 && chmod 644 $0"
@@ -169,6 +171,32 @@ def test_interrupt_at_the_prompt_restores_the_terminal(system: System) -> None:
         assert (130, True, []) == (told["status"], told["restored"], told["agents"]), told
         assert f"Interrupted before {VICTIM} was authorized" in told["text"]
         assert "goes on" not in told["text"]
+    assert is_active(system)
+
+
+def test_interrupt_at_the_prompt_keeps_what_has_stopped(system: System) -> None:
+    """A rule allows one of two units: its report is there, and no job goes on."""
+    command = ["sdtool", "stop", ALLOWED, VICTIM]
+    try:
+        write_rule(system, "YES", ALLOWED)
+        for more in (["--json"], []):
+            start_victim(system)
+            start_victim(system, ALLOWED)
+            told = on_terminal(system, [*command, *more], "\x03")
+            assert (130, True, []) == (told["status"], told["restored"], told["agents"]), told
+            assert f"Interrupted before {VICTIM} was authorized to stop." in told["text"]
+            assert "goes on" not in told["text"]
+            if more:
+                document = json.loads(told["text"][told["text"].index('{"sdtool"') :])
+                stopped = [(report["unit"], report["verdict"]) for report in document["data"]]
+                subjects = [error["subject"] for error in document["errors"]]
+                assert (130, [(ALLOWED, "clean")]) == (document["exit"], stopped)
+                assert [VICTIM] == subjects
+            else:
+                assert "job done" in told["text"]
+                assert "nothing stayed behind" in told["text"]
+    finally:
+        remove_rule(system)
     assert is_active(system)
 
 
