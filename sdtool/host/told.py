@@ -91,15 +91,21 @@ class Told:
 
     # The request -----------------------------------------------------------------------------
 
-    def begin(self, *, after_question: bool = False) -> None:
-        """From now on what is told belongs to the stop.
-
-        Args:
-            after_question: A person is asked first: the stop begins with its job.
-        """
+    def begin(self) -> None:
+        """From now on what is told belongs to the stop."""
         self.requested_us = now_us()
         self.begun = True
-        self._awaits_job = after_question
+        self._awaits_job = False
+
+    def begin_after_question(self) -> None:
+        """Begin anew: a person is asked first, and the stop begins with its job.
+
+        One that has a job, or had it, is on its way down with another unit already.
+        """
+        if not (self.has_job or self.over.is_set()):
+            self.begin()
+            self._awaits_job = True
+        self.begun = True
 
     def expect_job(self) -> None:
         """The stop is asked for by itself: a job that ends before its path is known is kept."""
@@ -112,7 +118,8 @@ class Told:
     def take_job(self, job: str) -> None:
         """Take the answer to the request, the path of the job."""
         self.job = job
-        self._begin_with_job(now_us())
+        # One that was over before this answer began before it ended.
+        self._begin_with_job(min(now_us(), self.ended_us) if self.over.is_set() else now_us())
         # The job can be over before its path is in our hands.
         if job in self._ended_jobs:
             self._take_end(self._ended_jobs[job])

@@ -118,7 +118,7 @@ def test_signals_have_the_time_at_which_they_came_in() -> None:
 def test_stop_after_a_question_begins_with_the_word_of_its_job() -> None:
     """Also where the answer is taken before the signal, which came in ahead of it."""
     one, _ = told()
-    one.begin(after_question=True)
+    one.begin_after_question()
     one.expect_job()
     heard_us = now_us()
     one.take_job(JOB)
