@@ -229,6 +229,9 @@ class StopWatch:
         """
         if not self.is_over:
             self.told.resync(state, gap, told=told)
+        elif told and self.failure is None:
+            # It was waiting when the manager was back, and its end was told while it was asked.
+            self.told.note_gap_before_end(gap, state[0].policy if state is not None else None)
 
     def lose_manager(self, reason: str) -> None:
         """Give up watching: without the manager's word the report would not be true."""

@@ -80,9 +80,10 @@ class Told:
         self._control_pid = self._next_control = details.control_pid
         self._main_exit: MainExit | None = None
         self._new_phases: list[Event] = []
-        self._ended_jobs: dict[str, JobChange] = {}
+        self._ended_jobs: dict[str, tuple[JobChange, ManagerGap | None]] = {}
         self._awaits_job = False
         self._answered_us: int | None = None
+        self._told_end_us: int | None = None
 
     @property
     def queued(self) -> bool:
@@ -122,7 +123,7 @@ class Told:
         self._begin_with_job(min(now_us(), self.ended_us) if self.over.is_set() else now_us())
         # The job can be over before its path is in our hands.
         if job in self._ended_jobs:
-            self._take_end(self._ended_jobs[job])
+            self._take_end(*self._ended_jobs[job])
 
     def _begin_with_job(self, heard_us: int) -> None:
         """Let the stop begin with the word of its job, not when the person was asked.
@@ -149,12 +150,17 @@ class Told:
 
     # Signals ---------------------------------------------------------------------------------
 
-    def on_signal(self, signal: UnitChange | JobChange) -> None:
-        """Take a signal of the manager about this unit."""
+    def on_signal(self, signal: UnitChange | JobChange, gap: ManagerGap | None = None) -> None:
+        """Take a signal of the manager about this unit.
+
+        Args:
+            gap: The time until this signal, where the manager is still to be asked what it has
+                told meanwhile.
+        """
         if isinstance(signal, UnitChange):
             self._on_change(signal)
         else:
-            self._on_job(signal)
+            self._on_job(signal, gap)
 
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
@@ -230,7 +236,7 @@ class Told:
                 *timeline.infer_phase(self.policy, state, known, events, self.requested_us)
             )
 
-    def _on_job(self, change: JobChange) -> None:
+    def _on_job(self, change: JobChange, gap: ManagerGap | None) -> None:
         if not self.begun:
             return
         if change.result is None:
@@ -239,16 +245,18 @@ class Told:
             self._begin_with_job(heard_us)
             self._log.note(EventKind.JOB_NEW, EventSource.DBUS, at_us=heard_us)
         elif self.job is None and self.requested:
-            self._ended_jobs[change.job] = change
+            self._ended_jobs[change.job] = change, gap
         elif self.job is None or change.job == self.job:
             # Where there is none nobody asked for it by itself: another unit pulls it along.
-            self._take_end(change)
+            self._take_end(change, gap)
 
-    def _take_end(self, change: JobChange) -> None:
+    def _take_end(self, change: JobChange, gap: ManagerGap | None) -> None:
         """Take the end of the job, as the manager told it."""
         if self.over.is_set():
             return
-        heard_us = change.heard_us or now_us()
+        heard_us = self._told_end_us = change.heard_us or now_us()
+        if gap is not None:
+            self.note_gap_before_end(gap, None)
         self.job_result = change.result
         self._log.note(EventKind.JOB_DONE, EventSource.DBUS, at_us=heard_us, result=change.result)
         self._end(max(heard_us, self.requested_us))
@@ -312,6 +320,19 @@ class Told:
         self._on_change(change)
         same = details.unit.invocation_id == self._details.unit.invocation_id
         self.started_again = not same and details.unit.active_state not in ENDED
+
+    def note_gap_before_end(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
+        """Tell the gap within which the end of the job was told: it lasted until then.
+
+        Args:
+            policy: How the unit is stopped now; None where nobody was asked.
+        """
+        told_us = self._told_end_us
+        known = {event.at_min_us for event in self._log.of_kind(EventKind.GAP)}
+        if told_us is not None and gap.since_us not in known:
+            # Both can come in at one moment, and the loss is noted when its turn comes.
+            since_us = min(gap.since_us, told_us)
+            self._note_gap(replace(gap, since_us=since_us, until_us=told_us), policy)
 
     def _note_gap(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
         """Tell the gap, and what a reload has changed for the phase that it came upon."""

@@ -227,6 +227,49 @@ async def test_end_within_the_gap_has_the_managers_time(fake: FakeSystemd, broke
     assert unit.changed_us == report.requested_us + report.duration_us
 
 
+@pytest.mark.parametrize("what", ["daemon-reload", "daemon-reexec"])
+async def test_end_that_is_told_right_after_the_gap_has_it(fake: FakeSystemd, what: str) -> None:
+    """The job's end is heard before anything could be asked, and what was told stands."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    if what == "daemon-reexec":
+        await asyncio.to_thread(fake.rejoin)
+    else:
+        fake.emit(signal(ROOT, MANAGER, "Reloading", "b", False))
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    report = await stopping
+    (gap,) = gaps(report)
+    (over,) = (event for event in report.events if event.kind is EventKind.JOB_DONE)
+    assert (what, "done", Verdict.CLEAN) == (gap.text, report.job_result, report.verdict)
+    assert Evidence.OBSERVED is over.evidence
+    assert (gap.at_min_us or 0) <= gap.at_us <= over.at_us
+    assert report.events.index(gap) < report.events.index(over)
+    assert unit.changed_us == report.requested_us + report.duration_us
+
+
+async def test_end_that_is_told_within_a_reload_has_the_gap(fake: FakeSystemd) -> None:
+    """It is over, and reported on, before the manager says that it has reloaded."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    report = await stopping
+    assert ["daemon-reload"] == [gap.text for gap in gaps(report)]
+    assert ("done", Verdict.CLEAN) == (report.job_result, report.verdict)
+
+
+async def test_end_that_was_told_before_the_loss_has_no_gap(fake: FakeSystemd) -> None:
+    """The manager goes right after it."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    await asyncio.to_thread(fake.rejoin)
+    report = await stopping
+    assert ([], "done") == (gaps(report), report.job_result)
+
+
 async def test_unit_forgotten_within_the_gap_is_inactive(
     fake: FakeSystemd, broker: Broker
 ) -> None:
