@@ -45,7 +45,8 @@ class Told:
         job: The object path of the job that was asked for; None while it is not known.
         job_result: systemd's word for it; None until it ended, or when that was not told.
         job_result_reason: Why the job's result is not known; None when it is known.
-        started_again: The unit runs anew: it had ended, and nobody told when.
+        started_us: When the unit was found to run anew, by the manager's clock: nothing that is
+            told from then on is the stop's; None while it is not.
         requested_us: When the stop was asked for.
         ended_us: When it was over.
         over: Set when the job is over, or the watch was given up.
@@ -74,7 +75,7 @@ class Told:
         self.job: str | None = None
         self.job_result: str | None = None
         self.job_result_reason: str | None = None
-        self.started_again = False
+        self.started_us: int | None = None
         self.requested_us = self.ended_us = now_us()
         self.over = asyncio.Event()
         self._control_pid = self._next_control = details.control_pid
@@ -165,7 +166,14 @@ class Told:
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
         heard_us = change.heard_us or now_us()
-        self.result = change.result or self.result
+        if self.started_us is None and self._is_start(change):
+            self._start_again(change.changed_us or heard_us)
+        if self.started_us is not None:
+            self._follow_new_run(change, heard_us)
+            return
+        if not self._has_ended:
+            # What runs anew brings a result of its own, and that ahead of its state.
+            self.result = change.result or self.result
         if change.main_exit is not None and self._main_exit is None:
             self._on_main_exit(change.main_exit)
         if change.control_pid is not None:
@@ -178,6 +186,32 @@ class Told:
         if self._next_control != self._control_pid:
             self._control_pid = self._next_control
             self._members.follow_control(self._control_pid, heard_us)
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the job is over and the unit down: its last words have been told."""
+        job_ended = self.over.is_set() or bool(self._ended_jobs)
+        return self.begun and job_ended and self.active_state in ENDED
+
+    def _is_start(self, change: UnitChange) -> bool:
+        """Whether a change leads out of the state in which a stop ends, told or not."""
+        if change.active_state is None or change.active_state in ENDED:
+            return False
+        undone = self.job_result == "done" and change.active_state != "deactivating"
+        return self._has_ended or undone
+
+    def _start_again(self, at_us: int) -> None:
+        """The unit runs anew: what it is and whom it has from now on is not the stop's."""
+        self.started_us = at_us
+        self._members.stop_adopting()
+
+    def _follow_new_run(self, change: UnitChange, heard_us: int) -> None:
+        """Keep the state of what was started again; only that it was is an event."""
+        if change.sub_state is None or change.active_state is None:
+            return
+        self.active_state, self.sub_state = change.active_state, change.sub_state
+        if self.state_us < (self.started_us or 0):
+            self._on_state(change.changed_us or heard_us)
 
     def _on_main_exit(self, main: MainExit) -> None:
         """The manager's word on its main process, where no pidfd tells its wait status."""
@@ -204,7 +238,7 @@ class Told:
             at_us=at_us,
             active_state=self.active_state,
             sub_state=self.sub_state,
-            result=self.result,
+            result=self.result if self.started_us is None else None,
             **self._limit(self.policy),
             **bounds,
         )
@@ -240,6 +274,8 @@ class Told:
         if not self.begun:
             return
         if change.result is None:
+            if self.over.is_set() or self._has_ended:
+                return  # the stop's own has come, and gone
             heard_us = change.heard_us or now_us()
             self.has_job = True
             self._begin_with_job(heard_us)
@@ -278,9 +314,10 @@ class Told:
 
     def _end(self, at_us: int) -> None:
         """Let the stop be over: with the state that ended it, else then."""
-        if self.started_again:
-            # It had ended by then; when it did was not told.
-            self.ended_us = self.state_us
+        if self.started_us is not None:
+            if self.ended_us < self.requested_us:
+                # It had ended by then; when it did was not told.
+                self.ended_us = self.started_us
         elif self.active_state not in ENDED or self.ended_us < self.requested_us:
             self.ended_us = at_us
         self.over.set()
@@ -317,9 +354,17 @@ class Told:
         if (change.changed_us or 0) < self.state_us:
             # A signal that was sent after this answer has overtaken it.
             change = replace(change, active_state=None)
+        if self._runs_anew(details.unit):
+            if self.active_state not in ENDED:
+                # Its own result was not told.
+                self.result = change.result or self.result
+            self._start_again(max(change.changed_us or now_us(), self.state_us))
         self._on_change(change)
-        same = details.unit.invocation_id == self._details.unit.invocation_id
-        self.started_again = not same and details.unit.active_state not in ENDED
+
+    def _runs_anew(self, unit: Unit) -> bool:
+        """Whether a unit is found up that is in another run than the one that is stopped."""
+        same = unit.invocation_id == self._details.unit.invocation_id
+        return self.started_us is None and not same and unit.active_state not in ENDED
 
     def note_gap_before_end(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
         """Tell the gap within which the end of the job was told: it lasted until then.
@@ -378,6 +423,8 @@ class Told:
         active, sub = "inactive", "dead"
         if state is not None:
             active, sub = state[0].unit.active_state, state[0].unit.sub_state
+            if self._runs_anew(state[0].unit):
+                self._start_again(state[1].changed_us or now_us())
         if active != "inactive" or self.active_state not in ENDED:
             # A unit that failed and was forgotten reads as inactive: the signal's word stays.
             self.active_state, self.sub_state = active, sub

@@ -356,6 +356,49 @@ async def test_reload_moves_the_limit_of_the_phase_it_comes_upon(fake: FakeSyste
     assert (5_000_000, Verdict.CLEAN) == (report.policy.timeout_stop_us, report.verdict)
 
 
+@pytest.mark.parametrize("after", ["runs", "failed"])
+async def test_what_is_told_of_a_new_run_is_not_the_stops(fake: FakeSystemd, after: str) -> None:
+    """Its job, its state and its result, all in one burst with the end of the old one."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    told = [*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done")]
+    ended_us = unit.changed_us
+    told.append(signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", unit.name))
+    told += unit.change("active", "running")
+    told.append(fake.job_removed(f"{ROOT}/job/9", unit.name, "done"))
+    unit.more["InvocationID"] = Variant("ay", bytes(range(1, 17)))
+    if after == "failed":
+        told += unit.change("failed", "failed", "signal")
+    fake.emit(*told)
+    report = await stopping
+    state = "failed" if after == "failed" else "active"
+    assert (Verdict.CLEAN, "done", "success", state) == (
+        report.verdict,
+        report.job_result,
+        report.result,
+        report.active_state,
+    )
+    assert ["stop-sigterm", "dead", "running"] == states(report)
+    jobs = [e.kind for e in report.events if e.kind in (EventKind.JOB_NEW, EventKind.JOB_DONE)]
+    assert [EventKind.JOB_NEW, EventKind.JOB_DONE] == jobs
+    assert ended_us == report.requested_us + report.duration_us
+
+
+async def test_failure_of_the_stop_outlives_a_new_run(fake: FakeSystemd) -> None:
+    """The result of the new run comes ahead of its state, and is not taken for the stop's."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    told = [*unit.change("failed", "failed", "exit-code")]
+    told.append(fake.job_removed(job, unit.name, "done"))
+    fake.emit(*told, *unit.change("active", "running"))
+    report = await stopping
+    assert (Verdict.FAILED, "exit-code", "active") == (
+        report.verdict,
+        report.result,
+        report.active_state,
+    )
+
+
 async def stop_until_job_done(
     fake: FakeSystemd, tell: Callable[[], list[Message]]
 ) -> asyncio.Task[StopReport]:
