@@ -20,6 +20,15 @@ SIGNAL_LEAD_US = 10_000
 EXIT_LAG_US = 100_000
 """An exit that ended a phase can be noticed so much later than the phase that followed it."""
 
+CAUSES = (
+    EventKind.OBSERVER,
+    EventKind.JOB_NEW,
+    EventKind.GAP,
+    EventKind.TIMEOUT,
+    EventKind.SIGNAL_SENT,
+)
+"""What stands before its effects, where both are of one moment."""
+
 
 def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
     """Events by time; at the same moment a cause stands before its effect."""
@@ -27,8 +36,7 @@ def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def _order(event: Event) -> tuple[int, int]:
-    causes = (EventKind.OBSERVER, EventKind.JOB_NEW, EventKind.TIMEOUT, EventKind.SIGNAL_SENT)
-    return event.at_us, causes.index(event.kind) if event.kind in causes else len(causes)
+    return event.at_us, CAUSES.index(event.kind) if event.kind in CAUSES else len(CAUSES)
 
 
 def group_by_pid(events: Iterable[Event]) -> dict[int, list[Event]]:

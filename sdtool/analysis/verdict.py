@@ -64,12 +64,13 @@ def _failure(record: StopRecord) -> str | None:
     timeouts = [event for event in record.events if event.kind is EventKind.TIMEOUT]
     if record.result == "timeout" and timeouts:
         return f"The phase {timeouts[0].sub_state} ran out of its time (Result=timeout)."
-    if record.active_state != "failed" and record.result == record.result_before:
+    failed = record.active_state == "failed" and not record.started_again
+    if not failed and record.result == record.result_before:
         # What it failed of before the stop (in auto-restart, say) is not the stop's.
         return None
     if record.result not in (None, "success"):
         return f"The unit ended with Result={record.result}."
-    if record.active_state == "failed":
+    if failed:
         return "The unit ended in the state failed."
     return None
 

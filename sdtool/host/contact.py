@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sdtool.errors import SdtoolError, Unavailable
 from sdtool.host.eventlog import now_us
@@ -148,8 +148,9 @@ class Contact:
 
     async def _take_reloading(self, signal: ManagerReloading) -> None:
         if signal.active:
-            self._reloading = True
+            # It may be known already that it was lost, but not of what.
             self._lose("daemon-reload")
+            self._reloading = True
         elif self._lost_us is not None:
             await self._resync()
         else:
@@ -162,8 +163,14 @@ class Contact:
             watch = self._by_path.get(signal.unit_path)
         else:
             watch = self._by_name.get(signal.unit)
-        if watch is not None:
-            watch.told.on_signal(signal)
+        if watch is None:
+            return
+        gap = None
+        if self._lost_us is not None:
+            # What this ends may be reported on before the manager could be asked.
+            reason = _name_loss(self._reason, self._reloading, self._later)
+            gap = ManagerGap(since_us=self._lost_us, until_us=now_us(), reason=reason)
+        watch.told.on_signal(signal, gap)
 
     def _lose(self, reason: str, *, since_us: int | None = None) -> None:
         """Note since when nothing is heard, and why; the last word on it counts.
@@ -264,16 +271,21 @@ class Contact:
         Args:
             asked_us: When the question was asked, during which a loss in the queue happened.
         """
+        for signal in self._later:
+            self._note_loss(signal, asked_us)
         while not self._signals.empty():
             signal = self._signals.get_nowait()
             if isinstance(signal, UnitChange | JobChange):
                 self._hand_on(signal)
             else:
                 self._later.append(signal)
-        losses = [signal for signal in self._later if _is_loss(signal)]
-        if losses:
-            silent = any(isinstance(loss, ConnectionLost) and loss.silent for loss in losses)
-            self._lost_us = self._lost_us or (self._heard_us if silent else asked_us)
+                self._note_loss(signal, asked_us)
+
+    def _note_loss(self, signal: ManagerSignal, asked_us: int) -> None:
+        """Note since when nothing is heard, for what is told behind such a signal."""
+        if self._lost_us is None and _is_loss(signal):
+            silent = isinstance(signal, ConnectionLost) and signal.silent
+            self._lost_us = self._heard_us if silent else asked_us
 
 
 def _is_loss(signal: ManagerSignal) -> bool:
@@ -283,3 +295,15 @@ def _is_loss(signal: ManagerSignal) -> bool:
     if isinstance(signal, ManagerReloading):
         return signal.active
     return isinstance(signal, ConnectionLost)
+
+
+def _name_loss(reason: str, reloading: bool, later: Iterable[ManagerSignal]) -> str:
+    """Why nothing is heard, where the signals that say so may not have been taken yet."""
+    for signal in filter(_is_loss, later):
+        if reloading:
+            reason = "daemon-reexec"
+        elif isinstance(signal, ManagerReloading):
+            reason, reloading = "daemon-reload", True
+        else:
+            reason = signal.reason if isinstance(signal, ConnectionLost) else reason or LEFT
+    return reason or LEFT

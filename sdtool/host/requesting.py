@@ -8,7 +8,7 @@ connection the unit says whether there is a job.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -39,11 +39,17 @@ It says why no agent of ours can ask, for the case that no other does; None wher
 
 
 async def request_stop(
-    session: Session, watch: StopWatch, asking: Asking, *, interactive: bool
+    session: Session,
+    watch: StopWatch,
+    later: Sequence[StopWatch],
+    asking: Asking,
+    *,
+    interactive: bool,
 ) -> None:
     """Queue the stop job; a refusal becomes the watch's ``failure``, with what would lift it.
 
     Args:
+        later: Those that are asked for after this one: a question holds them up too.
         interactive: A person may be asked.
     """
     await _request(session, watch, interactive=False)
@@ -53,8 +59,9 @@ async def request_stop(
     asked = interactive and needs_person(refusal)
     lack = None
     if asked:
-        for each in (watch, *watch.along):
-            each.told.begin(after_question=True)
+        for waiting in (watch, *later):
+            for each in (waiting, *waiting.along):
+                each.told.begin_after_question()
         async with asking(watch.name) as lack:
             await _request(session, watch, interactive=True)
     if watch.failure is not None and may_be_polkits(watch.failure):

@@ -265,11 +265,12 @@ async def _request(
     """Ask for all the stops; a unit may be on its way down with the first of them."""
     for watch in _with_along(watches):
         watch.told.begin()
-    for watch in watches:
+    for number, watch in enumerate(watches, start=1):
         if watch.failure is not None:
             continue  # the manager was lost while another unit was asked about
         on_request(watch.name)
-        await request_stop(session, watch, asking, interactive=options.interactive)
+        later = watches[number:]
+        await request_stop(session, watch, later, asking, interactive=options.interactive)
 
 
 def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | None:

@@ -229,6 +229,9 @@ class StopWatch:
         """
         if not self.is_over:
             self.told.resync(state, gap, told=told)
+        elif told and self.failure is None:
+            # It was waiting when the manager was back, and its end was told while it was asked.
+            self.told.note_gap_before_end(gap, state[0].policy if state is not None else None)
 
     def lose_manager(self, reason: str) -> None:
         """Give up watching: without the manager's word the report would not be true."""
@@ -347,7 +350,9 @@ class StopWatch:
         """What still runs, what went down along, what can start it again."""
         if self.told.active_state in ENDED:
             # Where the stop was canceled or undone, what runs is no left-over.
-            self._survivors = tuple(self._members.survivors())
+            running = tuple(self._members.survivors())
+            own = {process.pid for process in self._own_processes()}
+            self._survivors = tuple(ref for ref in running if ref.pid in own)
         try:
             self._still_held = self._observers.read_held()
         except SdtoolError as error:
@@ -375,7 +380,8 @@ class StopWatch:
         """All that was gathered."""
         up = self._still_up or frozenset()
         triggers = tuple(u for u in self._details.triggered_by if u in up)
-        done = self.told.job_result == "done" or self.told.started_again
+        again = self.told.started_us is not None
+        done = self.told.job_result == "done" or again
         undone = done and self.told.active_state not in ENDED
         released, held = self._ports()
         along = tuple(
@@ -395,7 +401,7 @@ class StopWatch:
             job_result_reason=self.told.job_result_reason,
             result=self.told.result,
             result_reason=self.told.result_reason,
-            started_again=self.told.started_again,
+            started_again=again,
             active_state=self.told.active_state,
             released=released,
             held=held,
@@ -412,11 +418,13 @@ class StopWatch:
         )
 
     def _own_processes(self) -> tuple[WatchedProcess, ...]:
-        """Those of this stop; a unit that was started again unseen has new ones already."""
+        """Those of this stop; a unit that was started again has new ones already."""
         known = self._members.known
-        if not self.told.started_again:
+        if self.told.started_us is None:
             return known
-        return tuple(p for p in known if p.seen_us is None or p.seen_us < self.told.state_us)
+        # Of the new run they can be seen before it is told, but not before the end of the old.
+        until_us = min(self.told.started_us, self.told.ended_us)
+        return tuple(p for p in known if p.seen_us is None or p.seen_us < until_us)
 
     def _ports(self) -> tuple[tuple[PortChange, ...], tuple[PortChange, ...]]:
         """Its listening ports that are free, and those that are taken."""

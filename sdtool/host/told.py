@@ -45,7 +45,8 @@ class Told:
         job: The object path of the job that was asked for; None while it is not known.
         job_result: systemd's word for it; None until it ended, or when that was not told.
         job_result_reason: Why the job's result is not known; None when it is known.
-        started_again: The unit runs anew: it had ended, and nobody told when.
+        started_us: When the unit was found to run anew, by the manager's clock: nothing that is
+            told from then on is the stop's; None while it is not.
         requested_us: When the stop was asked for.
         ended_us: When it was over.
         over: Set when the job is over, or the watch was given up.
@@ -74,15 +75,16 @@ class Told:
         self.job: str | None = None
         self.job_result: str | None = None
         self.job_result_reason: str | None = None
-        self.started_again = False
+        self.started_us: int | None = None
         self.requested_us = self.ended_us = now_us()
         self.over = asyncio.Event()
         self._control_pid = self._next_control = details.control_pid
         self._main_exit: MainExit | None = None
         self._new_phases: list[Event] = []
-        self._ended_jobs: dict[str, JobChange] = {}
+        self._ended_jobs: dict[str, tuple[JobChange, ManagerGap | None]] = {}
         self._awaits_job = False
         self._answered_us: int | None = None
+        self._told_end_us: int | None = None
 
     @property
     def queued(self) -> bool:
@@ -91,15 +93,21 @@ class Told:
 
     # The request -----------------------------------------------------------------------------
 
-    def begin(self, *, after_question: bool = False) -> None:
-        """From now on what is told belongs to the stop.
-
-        Args:
-            after_question: A person is asked first: the stop begins with its job.
-        """
+    def begin(self) -> None:
+        """From now on what is told belongs to the stop."""
         self.requested_us = now_us()
         self.begun = True
-        self._awaits_job = after_question
+        self._awaits_job = False
+
+    def begin_after_question(self) -> None:
+        """Begin anew: a person is asked first, and the stop begins with its job.
+
+        One that has a job, or had it, is on its way down with another unit already.
+        """
+        if not (self.has_job or self.over.is_set()):
+            self.begin()
+            self._awaits_job = True
+        self.begun = True
 
     def expect_job(self) -> None:
         """The stop is asked for by itself: a job that ends before its path is known is kept."""
@@ -112,10 +120,11 @@ class Told:
     def take_job(self, job: str) -> None:
         """Take the answer to the request, the path of the job."""
         self.job = job
-        self._begin_with_job(now_us())
+        # One that was over before this answer began before it ended.
+        self._begin_with_job(min(now_us(), self.ended_us) if self.over.is_set() else now_us())
         # The job can be over before its path is in our hands.
         if job in self._ended_jobs:
-            self._take_end(self._ended_jobs[job])
+            self._take_end(*self._ended_jobs[job])
 
     def _begin_with_job(self, heard_us: int) -> None:
         """Let the stop begin with the word of its job, not when the person was asked.
@@ -142,17 +151,29 @@ class Told:
 
     # Signals ---------------------------------------------------------------------------------
 
-    def on_signal(self, signal: UnitChange | JobChange) -> None:
-        """Take a signal of the manager about this unit."""
+    def on_signal(self, signal: UnitChange | JobChange, gap: ManagerGap | None = None) -> None:
+        """Take a signal of the manager about this unit.
+
+        Args:
+            gap: The time until this signal, where the manager is still to be asked what it has
+                told meanwhile.
+        """
         if isinstance(signal, UnitChange):
             self._on_change(signal)
         else:
-            self._on_job(signal)
+            self._on_job(signal, gap)
 
     def _on_change(self, change: UnitChange) -> None:
         """The Service part of a change comes first and the Unit part, with the state, second."""
         heard_us = change.heard_us or now_us()
-        self.result = change.result or self.result
+        if self.started_us is None and self._is_start(change):
+            self._start_again(change.changed_us or heard_us)
+        if self.started_us is not None:
+            self._follow_new_run(change, heard_us)
+            return
+        if not self._has_ended:
+            # What runs anew brings a result of its own, and that ahead of its state.
+            self.result = change.result or self.result
         if change.main_exit is not None and self._main_exit is None:
             self._on_main_exit(change.main_exit)
         if change.control_pid is not None:
@@ -165,6 +186,32 @@ class Told:
         if self._next_control != self._control_pid:
             self._control_pid = self._next_control
             self._members.follow_control(self._control_pid, heard_us)
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the job is over and the unit down: its last words have been told."""
+        job_ended = self.over.is_set() or bool(self._ended_jobs)
+        return self.begun and job_ended and self.active_state in ENDED
+
+    def _is_start(self, change: UnitChange) -> bool:
+        """Whether a change leads out of the state in which a stop ends, told or not."""
+        if change.active_state is None or change.active_state in ENDED:
+            return False
+        undone = self.job_result == "done" and change.active_state != "deactivating"
+        return self._has_ended or undone
+
+    def _start_again(self, at_us: int) -> None:
+        """The unit runs anew: what it is and whom it has from now on is not the stop's."""
+        self.started_us = at_us
+        self._members.stop_adopting()
+
+    def _follow_new_run(self, change: UnitChange, heard_us: int) -> None:
+        """Keep the state of what was started again; only that it was is an event."""
+        if change.sub_state is None or change.active_state is None:
+            return
+        self.active_state, self.sub_state = change.active_state, change.sub_state
+        if self.state_us < (self.started_us or 0):
+            self._on_state(change.changed_us or heard_us)
 
     def _on_main_exit(self, main: MainExit) -> None:
         """The manager's word on its main process, where no pidfd tells its wait status."""
@@ -191,7 +238,7 @@ class Told:
             at_us=at_us,
             active_state=self.active_state,
             sub_state=self.sub_state,
-            result=self.result,
+            result=self.result if self.started_us is None else None,
             **self._limit(self.policy),
             **bounds,
         )
@@ -223,25 +270,29 @@ class Told:
                 *timeline.infer_phase(self.policy, state, known, events, self.requested_us)
             )
 
-    def _on_job(self, change: JobChange) -> None:
+    def _on_job(self, change: JobChange, gap: ManagerGap | None) -> None:
         if not self.begun:
             return
         if change.result is None:
+            if self.over.is_set() or self._has_ended:
+                return  # the stop's own has come, and gone
             heard_us = change.heard_us or now_us()
             self.has_job = True
             self._begin_with_job(heard_us)
             self._log.note(EventKind.JOB_NEW, EventSource.DBUS, at_us=heard_us)
         elif self.job is None and self.requested:
-            self._ended_jobs[change.job] = change
+            self._ended_jobs[change.job] = change, gap
         elif self.job is None or change.job == self.job:
             # Where there is none nobody asked for it by itself: another unit pulls it along.
-            self._take_end(change)
+            self._take_end(change, gap)
 
-    def _take_end(self, change: JobChange) -> None:
+    def _take_end(self, change: JobChange, gap: ManagerGap | None) -> None:
         """Take the end of the job, as the manager told it."""
         if self.over.is_set():
             return
-        heard_us = change.heard_us or now_us()
+        heard_us = self._told_end_us = change.heard_us or now_us()
+        if gap is not None:
+            self.note_gap_before_end(gap, None)
         self.job_result = change.result
         self._log.note(EventKind.JOB_DONE, EventSource.DBUS, at_us=heard_us, result=change.result)
         self._end(max(heard_us, self.requested_us))
@@ -263,9 +314,10 @@ class Told:
 
     def _end(self, at_us: int) -> None:
         """Let the stop be over: with the state that ended it, else then."""
-        if self.started_again:
-            # It had ended by then; when it did was not told.
-            self.ended_us = self.state_us
+        if self.started_us is not None:
+            if self.ended_us < self.requested_us:
+                # It had ended by then; when it did was not told.
+                self.ended_us = self.started_us
         elif self.active_state not in ENDED or self.ended_us < self.requested_us:
             self.ended_us = at_us
         self.over.set()
@@ -302,9 +354,30 @@ class Told:
         if (change.changed_us or 0) < self.state_us:
             # A signal that was sent after this answer has overtaken it.
             change = replace(change, active_state=None)
+        if self._runs_anew(details.unit):
+            if self.active_state not in ENDED:
+                # Its own result was not told.
+                self.result = change.result or self.result
+            self._start_again(max(change.changed_us or now_us(), self.state_us))
         self._on_change(change)
-        same = details.unit.invocation_id == self._details.unit.invocation_id
-        self.started_again = not same and details.unit.active_state not in ENDED
+
+    def _runs_anew(self, unit: Unit) -> bool:
+        """Whether a unit is found up that is in another run than the one that is stopped."""
+        same = unit.invocation_id == self._details.unit.invocation_id
+        return self.started_us is None and not same and unit.active_state not in ENDED
+
+    def note_gap_before_end(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
+        """Tell the gap within which the end of the job was told: it lasted until then.
+
+        Args:
+            policy: How the unit is stopped now; None where nobody was asked.
+        """
+        told_us = self._told_end_us
+        known = {event.at_min_us for event in self._log.of_kind(EventKind.GAP)}
+        if told_us is not None and gap.since_us not in known:
+            # Both can come in at one moment, and the loss is noted when its turn comes.
+            since_us = min(gap.since_us, told_us)
+            self._note_gap(replace(gap, since_us=since_us, until_us=told_us), policy)
 
     def _note_gap(self, gap: ManagerGap, policy: StopPolicy | None) -> None:
         """Tell the gap, and what a reload has changed for the phase that it came upon."""
@@ -350,6 +423,8 @@ class Told:
         active, sub = "inactive", "dead"
         if state is not None:
             active, sub = state[0].unit.active_state, state[0].unit.sub_state
+            if self._runs_anew(state[0].unit):
+                self._start_again(state[1].changed_us or now_us())
         if active != "inactive" or self.active_state not in ENDED:
             # A unit that failed and was forgotten reads as inactive: the signal's word stays.
             self.active_state, self.sub_state = active, sub

@@ -61,12 +61,12 @@ def _unprivileged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def stop(
-    person: Person | None = None, options: StopOptions | None = None
+    person: Person | None = None, options: StopOptions | None = None, *, more: tuple[str, ...] = ()
 ) -> Answer[StopReport]:
-    """Stop a.service, with a person who can be asked or without."""
+    """Stop a.service, and more, with a person who can be asked or without."""
     options = options or StopOptions(interactive=person is not None)
     async with asyncio.timeout(SOON_S), Host() as host:
-        return await host.stop(["a"], options, asking=person.asking if person else None)
+        return await host.stop(["a", *more], options, asking=person.asking if person else None)
 
 
 def refusal(answer: Answer[StopReport]) -> tuple[str, str]:
@@ -133,6 +133,46 @@ async def test_time_of_the_question_is_not_the_stops(fake: FakeSystemd) -> None:
     assert ((), True) == (answer.errors, report.duration_us < 400_000)
     times = [e.at_us for e in report.events if e.kind is EventKind.STATE]
     assert report.requested_us <= min(times)
+
+
+async def test_time_of_the_question_is_no_other_units_either(fake: FakeSystemd) -> None:
+    """One that is asked for after it, and what goes down along with that, begins afterwards."""
+    fake.add("a.service")
+    unit = fake.add("b.service", stop="hangs")
+    along = fake.add("c.service")
+    unit.more = {"RequiredBy": Variant("as", ["c.service"])}
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    stopping = asyncio.create_task(stop(Person(fake, after_s=0.8), more=("b",)))
+    await called_often(fake, "StopUnit", 3)
+    queued = signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", "c.service")
+    done = fake.job_removed(f"{ROOT}/job/9", "c.service", "done")
+    fake.emit(queued, *along.change("inactive", "dead"), done)
+    job = unit.job
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, "b.service", "done"))
+    reports = (await stopping).data
+    reports += reports[1].along
+    assert ["a.service", "b.service", "c.service"] == [report.unit for report in reports]
+    assert [True] * 3 == [report.duration_us < 400_000 for report in reports]
+    for report in reports:
+        times = [e.at_us for e in report.events if e.kind in (EventKind.STATE, EventKind.JOB_NEW)]
+        assert report.requested_us <= min(times)
+
+
+async def test_unit_that_is_down_with_the_first_keeps_its_time(fake: FakeSystemd) -> None:
+    """Whoever is asked about it later: it went with the job that it had by then."""
+    fake.add("a.service")
+    pulled = fake.add("b.service")
+    fake.errors["StopUnit"] = NEEDS_PERSON
+    person = Person(fake, after_s=0.8)
+    stopping = asyncio.create_task(stop(person, more=("b",)))
+    await called_often(fake, "StopUnit", 1)
+    queued = signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", "b.service")
+    done = fake.job_removed(f"{ROOT}/job/9", "b.service", "done")
+    fake.emit(queued, *pulled.change("inactive", "dead"), done)
+    went_us = pulled.changed_us
+    report = (await stopping).data[1]
+    assert ("b.service", "done") == (report.unit, report.job_result)
+    assert abs(report.requested_us - went_us) < 200_000
 
 
 async def test_deadline_counts_from_the_job(fake: FakeSystemd) -> None:

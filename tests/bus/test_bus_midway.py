@@ -227,6 +227,49 @@ async def test_end_within_the_gap_has_the_managers_time(fake: FakeSystemd, broke
     assert unit.changed_us == report.requested_us + report.duration_us
 
 
+@pytest.mark.parametrize("what", ["daemon-reload", "daemon-reexec"])
+async def test_end_that_is_told_right_after_the_gap_has_it(fake: FakeSystemd, what: str) -> None:
+    """The job's end is heard before anything could be asked, and what was told stands."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    if what == "daemon-reexec":
+        await asyncio.to_thread(fake.rejoin)
+    else:
+        fake.emit(signal(ROOT, MANAGER, "Reloading", "b", False))
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    report = await stopping
+    (gap,) = gaps(report)
+    (over,) = (event for event in report.events if event.kind is EventKind.JOB_DONE)
+    assert (what, "done", Verdict.CLEAN) == (gap.text, report.job_result, report.verdict)
+    assert Evidence.OBSERVED is over.evidence
+    assert (gap.at_min_us or 0) <= gap.at_us <= over.at_us
+    assert report.events.index(gap) < report.events.index(over)
+    assert unit.changed_us == report.requested_us + report.duration_us
+
+
+async def test_end_that_is_told_within_a_reload_has_the_gap(fake: FakeSystemd) -> None:
+    """It is over, and reported on, before the manager says that it has reloaded."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    report = await stopping
+    assert ["daemon-reload"] == [gap.text for gap in gaps(report)]
+    assert ("done", Verdict.CLEAN) == (report.job_result, report.verdict)
+
+
+async def test_end_that_was_told_before_the_loss_has_no_gap(fake: FakeSystemd) -> None:
+    """The manager goes right after it."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    fake.emit(*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done"))
+    fake.emit(signal(ROOT, MANAGER, "Reloading", "b", True))
+    await asyncio.to_thread(fake.rejoin)
+    report = await stopping
+    assert ([], "done") == (gaps(report), report.job_result)
+
+
 async def test_unit_forgotten_within_the_gap_is_inactive(
     fake: FakeSystemd, broker: Broker
 ) -> None:
@@ -311,6 +354,49 @@ async def test_reload_moves_the_limit_of_the_phase_it_comes_upon(fake: FakeSyste
     assert gap.text == "daemon-reload; the stop policy changed"
     assert report.policy is not None
     assert (5_000_000, Verdict.CLEAN) == (report.policy.timeout_stop_us, report.verdict)
+
+
+@pytest.mark.parametrize("after", ["runs", "failed"])
+async def test_what_is_told_of_a_new_run_is_not_the_stops(fake: FakeSystemd, after: str) -> None:
+    """Its job, its state and its result, all in one burst with the end of the old one."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    told = [*unit.change("inactive", "dead"), fake.job_removed(job, unit.name, "done")]
+    ended_us = unit.changed_us
+    told.append(signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", unit.name))
+    told += unit.change("active", "running")
+    told.append(fake.job_removed(f"{ROOT}/job/9", unit.name, "done"))
+    unit.more["InvocationID"] = Variant("ay", bytes(range(1, 17)))
+    if after == "failed":
+        told += unit.change("failed", "failed", "signal")
+    fake.emit(*told)
+    report = await stopping
+    state = "failed" if after == "failed" else "active"
+    assert (Verdict.CLEAN, "done", "success", state) == (
+        report.verdict,
+        report.job_result,
+        report.result,
+        report.active_state,
+    )
+    assert ["stop-sigterm", "dead", "running"] == states(report)
+    jobs = [e.kind for e in report.events if e.kind in (EventKind.JOB_NEW, EventKind.JOB_DONE)]
+    assert [EventKind.JOB_NEW, EventKind.JOB_DONE] == jobs
+    assert ended_us == report.requested_us + report.duration_us
+
+
+async def test_failure_of_the_stop_outlives_a_new_run(fake: FakeSystemd) -> None:
+    """The result of the new run comes ahead of its state, and is not taken for the stop's."""
+    unit, stopping = await begin(fake)
+    job = unit.job
+    told = [*unit.change("failed", "failed", "exit-code")]
+    told.append(fake.job_removed(job, unit.name, "done"))
+    fake.emit(*told, *unit.change("active", "running"))
+    report = await stopping
+    assert (Verdict.FAILED, "exit-code", "active") == (
+        report.verdict,
+        report.result,
+        report.active_state,
+    )
 
 
 async def stop_until_job_done(

@@ -741,6 +741,12 @@ def test_job_that_is_gone_from_a_unit_that_is_not_is_failed(state: str) -> None:
     assert Verdict.CLEAN == again.verdict
 
 
+def test_failure_of_a_new_run_is_not_the_stops() -> None:
+    """It was started again, and is failed by now."""
+    report = stopped([], [], active_state="failed", started_again=True)
+    assert Verdict.CLEAN == report.verdict
+
+
 def test_result_that_nobody_knows_is_unknown() -> None:
     """A unit that is forgotten may have failed before."""
     report = stopped([], [], result=None, result_reason="the manager forgot the unit")

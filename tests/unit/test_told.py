@@ -118,7 +118,7 @@ def test_signals_have_the_time_at_which_they_came_in() -> None:
 def test_stop_after_a_question_begins_with_the_word_of_its_job() -> None:
     """Also where the answer is taken before the signal, which came in ahead of it."""
     one, _ = told()
-    one.begin(after_question=True)
+    one.begin_after_question()
     one.expect_job()
     heard_us = now_us()
     one.take_job(JOB)
@@ -135,6 +135,55 @@ def test_nothing_of_a_refused_stop_is_taken() -> None:
     one.refuse()
     one.on_signal(job("done"))
     assert ((), False) == (log.events, one.over.is_set())
+
+
+def test_new_run_begins_with_the_first_state_out_of_the_end() -> None:
+    """What comes before it can be the last word of the old one, also after its job."""
+    one, log = told()
+    one.begin()
+    one.expect_job()
+    one.take_job(JOB)
+    began_us = one.requested_us
+    one.on_signal(job("done"))
+    one.on_signal(state("failed", "failed", began_us + 5, result="signal"))
+    assert ("signal", None) == (one.result, one.started_us)
+    one.on_signal(UnitChange(unit_path=unit_path(UNIT), result="success"))
+    one.on_signal(job(None, f"{JOB}1"))
+    one.on_signal(state("activating", "start", began_us + 9))
+    one.on_signal(state("active", "running", began_us + 10))
+    assert ("signal", began_us + 9, began_us + 5) == (one.result, one.started_us, one.ended_us)
+    told_states = [event.sub_state for event in log.of_kind(EventKind.STATE)]
+    assert (["failed", "start"], "running") == (told_states, one.sub_state)
+    assert [] == log.of_kind(EventKind.JOB_NEW)
+
+
+def test_new_run_whose_beginning_was_not_told_is_seen_in_the_last_look() -> None:
+    """The old run's state and result stand; that it runs anew is known."""
+    one, _ = told()
+    one.begin()
+    one.expect_job()
+    one.take_job(JOB)
+    began_us = one.requested_us
+    one.on_signal(state("inactive", "dead", began_us + 5))
+    one.on_signal(job("done"))
+    now = details(unit=unit(active_state="active", result="signal", invocation_id="2"))
+    one.take_last_state((now, state("active", "running", began_us + 9, result="signal")))
+    assert ("success", began_us + 9, "active") == (one.result, one.started_us, one.active_state)
+
+
+def test_gap_within_which_the_end_was_told_ends_with_it() -> None:
+    """It stands before the end of the job, and once."""
+    one, log = told()
+    one.begin()
+    one.expect_job()
+    one.take_job(JOB)
+    lost_us = one.requested_us
+    away = gap(lost_us)
+    one.on_signal(replace(job("done"), heard_us=lost_us + 7), away)
+    one.note_gap_before_end(away, None)
+    (event,) = log.of_kind(EventKind.GAP)
+    assert (lost_us, lost_us + 7) == (event.at_min_us, event.at_us)
+    assert [EventKind.GAP, EventKind.JOB_DONE] == kinds(log.events)
 
 
 def test_end_that_was_missed_is_read_from_the_unit() -> None:
