@@ -21,7 +21,6 @@ from types import TracebackType
 
 from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.census import list_all_managers
-from sdtool.host.contact import OnReach
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_listeners_of, own_port
@@ -152,7 +151,6 @@ class Host:
         *,
         on_events: OnEvents | None = None,
         on_request: Callable[[str], None] | None = None,
-        on_reach: OnReach | None = None,
         asking: Asking | None = None,
         interrupt: asyncio.Event | None = None,
     ) -> Answer[StopReport]:
@@ -167,10 +165,8 @@ class Host:
             units: Names and globs as systemctl takes them.
             options: How to stop; the defaults of ``StopOptions`` if None.
             on_events: Called with events about 50 ms after they happened, in the order of
-                their times.
+                their times; what is learnt only later, after a gap say, comes later.
             on_request: Called with the name of each unit just before its stop is asked for.
-            on_reach: Called with the reason when the manager gets out of reach meanwhile, and
-                with None when it answers again.
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
                 It says why there is no agent, for the refusal; None where there is one.
@@ -189,7 +185,6 @@ class Host:
             options or StopOptions(),
             on_events or (lambda _: None),
             on_request or (lambda _: None),
-            on_reach or (lambda _: None),
             asking or (lambda _: nullcontext()),
             interrupt or asyncio.Event(),
         )

@@ -36,9 +36,6 @@ RETURN_S = 10.0
 SILENCE_S = 0.5
 """How long a question may wait before the manager passes for out of reach."""
 
-OnReach = Callable[[str | None], None]
-"""Called with the reason when the manager gets out of reach, and with None when it is back."""
-
 LEFT = "the manager had left the bus"
 
 SILENT = "it does not answer"
@@ -51,7 +48,6 @@ class Contact:
 
     Args:
         on_policy: Called when a reload has changed how a unit is stopped.
-        on_reach: Told of the manager's going and coming.
     """
 
     def __init__(
@@ -60,7 +56,6 @@ class Contact:
         signals: asyncio.Queue[ManagerSignal],
         watches: Sequence[StopWatch],
         on_policy: Callable[[], None],
-        on_reach: OnReach,
     ) -> None:
         self._manager = manager
         self._signals = signals
@@ -69,8 +64,6 @@ class Contact:
         self._by_name = {watch.name: watch for watch in watches}
         self._by_path = {unit_path(watch.name): watch for watch in watches}
         self._on_policy = on_policy
-        self._on_reach = on_reach
-        self._said: str | None = None
         self._later: deque[ManagerSignal] = deque()
         self._checked_us = self._heard_us = now_us()
         self._lost_us: int | None = None
@@ -185,7 +178,6 @@ class Contact:
             self._reason = "daemon-reexec"
         else:
             self._reason = reason
-        self._say()
 
     async def _resync(self) -> None:
         """The manager is back: read what was missed, and say since when."""
@@ -207,7 +199,6 @@ class Contact:
         if policies != [watch.told.policy for watch in waiting]:
             self._on_policy()
         self._checked_us = self._heard_us = until_us
-        self._say()
 
     async def _check(self) -> None:
         """Look whether the end of a job was missed; a manager that is frozen is found out so."""
@@ -238,18 +229,9 @@ class Contact:
         finally:
             timer.cancel()
         self._silent = False
-        self._say()
 
     def _fall_silent(self) -> None:
         self._silent = True
-        self._say()
-
-    def _say(self) -> None:
-        """Tell whether the manager is in reach, once each time that it changes."""
-        reason = self.gap.reason if self.gap is not None else None
-        if reason != self._said:
-            self._said = reason
-            self._on_reach(reason)
 
     async def _find_behind(self, watches: Sequence[StopWatch], asked_us: int) -> list[StopWatch]:
         """Those of whom the manager says what no signal has told: one question for all."""

@@ -20,13 +20,13 @@ from sdtool.analysis.phases import ENDED
 from sdtool.errors import DeadlineExceeded, Interrupted, NotApplicable, SdtoolError
 from sdtool.host import contact
 from sdtool.host.asking import split
-from sdtool.host.contact import OnReach
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
 from sdtool.host.requesting import Asking, request_stop
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ManagerGap
+from sdtool.model.scope import Scope
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
@@ -63,7 +63,6 @@ async def stop_units(
     options: StopOptions,
     on_events: OnEvents,
     on_request: Callable[[str], None],
-    on_reach: OnReach,
     asking: Asking,
     interrupt: asyncio.Event,
 ) -> Answer[StopReport]:
@@ -81,7 +80,7 @@ async def stop_units(
             watched |= {other.name for other in watch.along}
         watches = _watches(entries.values())
         clock = _Clock(options, interrupt)
-        await _watch(session, watches, clock, on_events, on_request, on_reach, asking)
+        await _watch(session, watches, clock, on_events, on_request, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
         for watch in _with_along(_watches(entries.values())):
@@ -144,7 +143,6 @@ async def _watch(
     clock: _Clock,
     on_events: OnEvents,
     on_request: Callable[[str], None],
-    on_reach: OnReach,
     asking: Asking,
 ) -> None:
     """Arm everything, ask for the stops, and stay until all of them are over."""
@@ -158,7 +156,7 @@ async def _watch(
         signals = await manager.subscribe()
         for watch in everyone:
             await watch.arm()
-        keeper = contact.Contact(manager, signals, everyone, clock.on_policy, on_reach)
+        keeper = contact.Contact(manager, signals, everyone, clock.on_policy)
         async with _pumping(keeper, everyone, on_events):
             try:
                 async with clock.running(active):
@@ -167,7 +165,7 @@ async def _watch(
             except TimeoutError:
                 if not clock.limit.expired():
                     raise
-                await _give_up(active, clock, keeper)
+                await _give_up(active, clock, keeper, session.scope)
     _hand_on(everyone, now_us(), on_events)
 
 
@@ -287,7 +285,9 @@ def _deadline(watches: Sequence[StopWatch], options: StopOptions) -> float | Non
     return longest + MARGIN_S
 
 
-async def _give_up(watches: Sequence[StopWatch], clock: _Clock, keeper: contact.Contact) -> None:
+async def _give_up(
+    watches: Sequence[StopWatch], clock: _Clock, keeper: contact.Contact, scope: Scope
+) -> None:
     """End the watch: a unit whose job is over is finished, which takes a moment."""
     began = asyncio.get_running_loop().time()
     until = began + contact.SILENCE_S if clock.interrupted else None
@@ -304,14 +304,17 @@ async def _give_up(watches: Sequence[StopWatch], clock: _Clock, keeper: contact.
             await asyncio.gather(*(watch.wait_for_end(until) for watch in late if watch.is_down))
     for watch in late:
         if not watch.finished and watch.failure is None:
-            watch.failure = _cut_short(watch, clock, gap)
+            watch.failure = _cut_short(watch, clock, gap, scope)
 
 
-def _cut_short(watch: StopWatch, clock: _Clock, gap: ManagerGap | None) -> SdtoolError:
+def _cut_short(
+    watch: StopWatch, clock: _Clock, gap: ManagerGap | None, scope: Scope
+) -> SdtoolError:
     """Why there is no report, and what is known of the job."""
     kind = Interrupted if clock.interrupted else DeadlineExceeded
     say = _interrupted if clock.interrupted else _too_late
-    hint = f"systemctl list-jobs, or sdtool trace {watch.name}"
+    user = " --user" if scope is Scope.USER else ""
+    hint = f"systemctl{user} list-jobs, or sdtool trace{user} {watch.name}"
     may_go_on = watch.told.queued or (gap is not None and watch.told.requested)
     return kind(say(watch, clock, gap), subject=watch.name, hint=hint if may_go_on else None)
 

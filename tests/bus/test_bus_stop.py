@@ -154,10 +154,9 @@ async def test_deadline_says_so_where_the_manager_is_out_of_reach(
 ) -> None:
     """Whether the job goes on nobody can see: here it does not."""
     unit = fake.add("a.service", stop="hangs")
-    reached: list[str | None] = []
     options = StopOptions(deadline_s=after_s)
     async with asyncio.timeout(SOON_S), Host() as host:
-        stopping = asyncio.create_task(host.stop(["a"], options, on_reach=reached.append))
+        stopping = asyncio.create_task(host.stop(["a"], options))
         await fake.called("StopUnit")
         put_out_of_reach(fake, broker, end)
         unit.change("inactive", "dead")
@@ -165,9 +164,6 @@ async def test_deadline_says_so_where_the_manager_is_out_of_reach(
     assert (DeadlineExceeded, "a.service") == (type(error), error.subject)
     assert "Whether a.service has stopped, or its stop job goes on, is not known" in str(error)
     assert f"after {after_s:g} s: the manager has been out of reach for" in str(error)
-    # Silence shows only where something is asked.
-    assert bool(reached) == (end != "freeze" or after_s > 1)
-    assert None not in reached
 
 
 async def test_deadline_during_the_last_look_does_not_cost_the_report(fake: FakeSystemd) -> None:
@@ -253,23 +249,6 @@ async def test_interrupt_after_the_job_does_not_cost_the_report(fake: FakeSystem
         answer = await stopping
     assert () == answer.errors
     assert [("done", "inactive")] == [(r.job_result, r.active_state) for r in answer.data]
-
-
-async def test_loss_and_return_of_the_manager_are_told(fake: FakeSystemd, broker: Broker) -> None:
-    """When it is lost, and when it is there again."""
-    unit = fake.add("a.service", stop="hangs")
-    reached: list[str | None] = []
-    async with asyncio.timeout(SOON_S), Host() as host:
-        stopping = asyncio.create_task(host.stop(["a"], on_reach=reached.append))
-        await fake.called("StopUnit")
-        await asyncio.to_thread(broker.restart)
-        await asyncio.to_thread(fake.rejoin)
-        while None not in reached:
-            await asyncio.wait({stopping}, timeout=0.05)
-        fake.emit(*unit.change("inactive", "dead"))
-        fake.emit(fake.job_removed(f"{ROOT}/job/1", "a.service", "done"))
-        await stopping
-    assert (True, None) == (isinstance(reached[0], str), reached[-1])
 
 
 @pytest.mark.parametrize("end", ["kill", "manager", "freeze"])

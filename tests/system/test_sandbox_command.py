@@ -16,7 +16,7 @@ import pytest
 from sdtool.cli import sandbox
 from sdtool.cli.invocation import Invocation
 from sdtool.cli.sandbox import Step, run_demo
-from sdtool.errors import Exit
+from sdtool.errors import Exit, Unavailable
 from sdtool.sandbox.cgroup import read_hierarchy
 from tests.machine import read_line
 from tests.system.bench import Client
@@ -147,13 +147,12 @@ def test_demo_names_the_step_that_differs(
     assert "sdtool: sdtool list sdtool-* exited 0, expected 1.\n" == capfd.readouterr().err
 
 
-def test_demo_says_why_it_cannot_start(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What systemctl says about the units."""
+def test_demo_says_why_it_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What systemctl says about the units, and what is in the way most often."""
     monkeypatch.setattr(sandbox, "DEMO_UNITS", ("sdtool-no-such-unit",))
-    assert Exit.BAD == run_demo(Invocation())
-    assert "sdtool-no-such-unit.service not found" in capfd.readouterr().err
+    with pytest.raises(Unavailable, match="sdtool-no-such-unit.service not found") as caught:
+        run_demo(Invocation())
+    assert "by another demo" in str(caught.value.hint)
 
 
 def test_shell_is_the_default(tmp_path: Path) -> None:
