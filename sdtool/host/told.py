@@ -354,7 +354,9 @@ class Told:
         if (change.changed_us or 0) < self.state_us:
             # A signal that was sent after this answer has overtaken it.
             change = replace(change, active_state=None)
-        if self._runs_anew(details.unit):
+        # One that was started before its stop job came has another run too: that one is stopped.
+        gone = self.queued and absence.is_job_gone(self.job, details)
+        if gone and self._runs_anew(details.unit):
             if self.active_state not in ENDED:
                 # Its own result was not told.
                 self.result = change.result or self.result
@@ -423,7 +425,8 @@ class Told:
         active, sub = "inactive", "dead"
         if state is not None:
             active, sub = state[0].unit.active_state, state[0].unit.sub_state
-            if self._runs_anew(state[0].unit):
+            down = self.job_result == "done" or self.active_state in ENDED
+            if down and self._runs_anew(state[0].unit):
                 self._start_again(state[1].changed_us or now_us())
         if active != "inactive" or self.active_state not in ENDED:
             # A unit that failed and was forgotten reads as inactive: the signal's word stays.

@@ -171,6 +171,23 @@ def test_new_run_whose_beginning_was_not_told_is_seen_in_the_last_look() -> None
     assert ("success", began_us + 9, "active") == (one.result, one.started_us, one.active_state)
 
 
+def test_run_that_began_before_the_job_is_the_one_that_is_stopped() -> None:
+    """It was restarted while a person was asked, and its stop is told to the end."""
+    one, log = told()
+    one.begin_after_question()
+    now = details(unit=unit(active_state="active", invocation_id="2"), policy=policy())
+    one.resync((now, state("active", "running", now_us())), gap(now_us()), told=True)
+    one.expect_job()
+    one.take_job(JOB)
+    began_us = one.requested_us
+    one.on_signal(state("deactivating", "stop-sigterm", began_us + 5))
+    one.on_signal(state("failed", "failed", began_us + 9, result="timeout"))
+    one.on_signal(job("done"))
+    assert (None, "timeout", began_us + 9) == (one.started_us, one.result, one.ended_us)
+    told_states = [event.sub_state for event in log.of_kind(EventKind.STATE)]
+    assert ["stop-sigterm", "failed"] == told_states
+
+
 def test_gap_within_which_the_end_was_told_ends_with_it() -> None:
     """It stands before the end of the job, and once."""
     one, log = told()
