@@ -207,7 +207,7 @@ def parse_process_cgroup(data: bytes) -> str | None:
         path = path.removesuffix(" (deleted)")
         if hierarchy == "0":
             unified = path
-        elif controllers == "name=systemd":
+        elif controllers == NAMED:
             named = path
     found = named if unified in (None, "/") and named else unified
     return None if found is None or f"{found}/".startswith("/../") else found

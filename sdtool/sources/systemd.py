@@ -250,10 +250,7 @@ class Manager:
 
     async def list_named(self, names: Sequence[str]) -> tuple[Unit, ...]:
         """The units of these very names, loaded or not; one that does not exist is not-found."""
-        if not names:
-            return ()
-        (rows,) = await self._ask("ListUnitsByNames", "as", [list(names)])
-        return tuple(parse_unit_row(row) for row in rows)
+        return tuple(unit for unit, _ in await self.list_with_jobs(names))
 
     async def list_with_jobs(self, names: Sequence[str]) -> tuple[tuple[Unit, str | None], ...]:
         """The units of these very names, each with the object path of its job."""

@@ -245,6 +245,14 @@ class FakeSystemd:
         """Wait until a member was called."""
         await asyncio.to_thread(self.wait_for, member)
 
+    async def called_often(self, member: str, times: int) -> None:
+        """Wait until a member has been called so often."""
+        for _ in range(1000):
+            if self.members[member] >= times:
+                return
+            await asyncio.sleep(0.005)
+        raise TimeoutError(f"{member} was called {self.members[member]} times")
+
     def emit(self, *messages: Message, count: int = 1) -> None:
         """Send signals, from now on in the order of these calls."""
         self._loop.call_soon_threadsafe(

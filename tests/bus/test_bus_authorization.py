@@ -114,15 +114,6 @@ def flags(fake: FakeSystemd) -> list[bool]:
     return [bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION) for call in calls]
 
 
-async def called_often(fake: FakeSystemd, member: str, times: int) -> None:
-    """Wait until a member has been called so often."""
-    for _ in range(500):
-        if fake.members[member] >= times:
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError(f"{member} was called {fake.members[member]} times")
-
-
 async def test_time_of_the_question_is_not_the_stops(fake: FakeSystemd) -> None:
     """Neither its duration nor its deadline, and nothing happened before the request."""
     fake.add("a.service")
@@ -143,7 +134,7 @@ async def test_time_of_the_question_is_no_other_units_either(fake: FakeSystemd) 
     unit.more = {"RequiredBy": Variant("as", ["c.service"])}
     fake.errors["StopUnit"] = NEEDS_PERSON
     stopping = asyncio.create_task(stop(Person(fake, after_s=0.8), more=("b",)))
-    await called_often(fake, "StopUnit", 3)
+    await fake.called_often("StopUnit", 3)
     queued = signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", "c.service")
     done = fake.job_removed(f"{ROOT}/job/9", "c.service", "done")
     fake.emit(queued, *along.change("inactive", "dead"), done)
@@ -165,7 +156,7 @@ async def test_unit_that_is_down_with_the_first_keeps_its_time(fake: FakeSystemd
     fake.errors["StopUnit"] = NEEDS_PERSON
     person = Person(fake, after_s=0.8)
     stopping = asyncio.create_task(stop(person, more=("b",)))
-    await called_often(fake, "StopUnit", 1)
+    await fake.called_often("StopUnit", 1)
     queued = signal(ROOT, MANAGER, "JobNew", "uos", 9, f"{ROOT}/job/9", "b.service")
     done = fake.job_removed(f"{ROOT}/job/9", "b.service", "done")
     fake.emit(queued, *pulled.change("inactive", "dead"), done)
@@ -202,13 +193,13 @@ async def test_reload_during_the_question_moves_the_deadline(
         unit.more = {"TimeoutStopUSec": Variant("t", 20_000_000)}
         before = fake.members["GetAll"]
         fake.emit(signal(ROOT, MANAGER, "Reloading", "b", False))
-        await called_often(fake, "GetAll", before + 1)
+        await fake.called_often("GetAll", before + 1)
         async with answer_it(name):
             yield
 
     person.asking = asking  # type: ignore[method-assign]
     stopped = asyncio.create_task(stop(person))
-    await called_often(fake, "StopUnit", 2)
+    await fake.called_often("StopUnit", 2)
     # Longer than the old limits together.
     await asyncio.wait({stopped}, timeout=1.0)
     job = unit.job

@@ -39,16 +39,7 @@ async def let_pass(seconds: float) -> None:
 
 async def called_again(fake: FakeSystemd, member: str) -> None:
     """Wait until a member is called once more."""
-    await called_often(fake, member, fake.members[member] + 1)
-
-
-async def called_often(fake: FakeSystemd, member: str, times: int) -> None:
-    """Wait until a member has been called so often."""
-    for _ in range(1000):
-        if fake.members[member] >= times:
-            return
-        await asyncio.sleep(0.005)
-    raise TimeoutError(f"{member} was called {fake.members[member]} times")
+    await fake.called_often(member, fake.members[member] + 1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -138,7 +129,7 @@ async def test_look_at_many_units_is_one_question(fake: FakeSystemd) -> None:
     names = [f"unit-{number}.service" for number in range(100)]
     fake.add(*names, stop="hangs")
     stopping = asyncio.create_task(stop(*names))
-    await called_often(fake, "StopUnit", len(names))
+    await fake.called_often("StopUnit", len(names))
     await called_again(fake, "ListUnitsByNames")
     before = fake.members["GetAll"]
     for _ in range(2):

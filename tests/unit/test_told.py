@@ -27,6 +27,15 @@ def told(before: UnitDetails | None = None) -> tuple[Told, EventLog]:
     return Told(before, log, Members(NOWHERE, before, log, None), None), log
 
 
+def stopping() -> tuple[Told, EventLog]:
+    """The same of one whose stop was asked for, and answered with its job."""
+    one, log = told()
+    one.begin()
+    one.expect_job()
+    one.take_job(JOB)
+    return one, log
+
+
 def running(**fields: Any) -> UnitDetails:
     """A unit without a cgroup, that runs."""
     return details(unit=unit(result="success", invocation_id="1"), policy=policy(), **fields)
@@ -139,10 +148,7 @@ def test_nothing_of_a_refused_stop_is_taken() -> None:
 
 def test_new_run_begins_with_the_first_state_out_of_the_end() -> None:
     """What comes before it can be the last word of the old one, also after its job."""
-    one, log = told()
-    one.begin()
-    one.expect_job()
-    one.take_job(JOB)
+    one, log = stopping()
     began_us = one.requested_us
     one.on_signal(job("done"))
     one.on_signal(state("failed", "failed", began_us + 5, result="signal"))
@@ -159,10 +165,7 @@ def test_new_run_begins_with_the_first_state_out_of_the_end() -> None:
 
 def test_new_run_whose_beginning_was_not_told_is_seen_in_the_last_look() -> None:
     """The old run's state and result stand; that it runs anew is known."""
-    one, _ = told()
-    one.begin()
-    one.expect_job()
-    one.take_job(JOB)
+    one, _ = stopping()
     began_us = one.requested_us
     one.on_signal(state("inactive", "dead", began_us + 5))
     one.on_signal(job("done"))
@@ -190,10 +193,7 @@ def test_run_that_began_before_the_job_is_the_one_that_is_stopped() -> None:
 
 def test_gap_within_which_the_end_was_told_ends_with_it() -> None:
     """It stands before the end of the job, and once."""
-    one, log = told()
-    one.begin()
-    one.expect_job()
-    one.take_job(JOB)
+    one, log = stopping()
     lost_us = one.requested_us
     away = gap(lost_us)
     one.on_signal(replace(job("done"), heard_us=lost_us + 7), away)
