@@ -9,18 +9,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdtool.analysis.ownership import (
-    INIT_SCOPE,
-    read_container,
-    read_levels,
-    read_path,
-    socket_owners,
-)
+from sdtool.analysis.cgroups import INIT_SCOPE, read_container, read_levels, read_path
 from sdtool.analysis.phases import ENDED
+from sdtool.analysis.ports import port_protocol, socket_owners
 from sdtool.analysis.signals import predict
+from sdtool.model.ports import ListeningSocket
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
 from sdtool.model.scope import Scope, is_foreign
-from sdtool.model.sockets import ListeningSocket, Socket
+from sdtool.model.sockets import Socket
 from sdtool.model.unit import (
     CgroupOwner,
     ListedUnit,
@@ -117,8 +113,9 @@ class Census:
         groups: The cgroup of each.
         processes: How many there are in it and below it.
         processes_reason: Why that is known of none; None when it is known.
-        ports: The listening ports that were made in it.
+        ports: The listening ports that it owns.
         ports_reason: Why that is known of none; None when it is known.
+        hidden_ports: Units that may have others, and why that is not known.
     """
 
     groups: Mapping[UnitKey, str]
@@ -126,6 +123,7 @@ class Census:
     processes_reason: str | None
     ports: Mapping[UnitKey, tuple[str, ...]]
     ports_reason: str | None
+    hidden_ports: Mapping[UnitKey, str]
 
 
 def take_census(
@@ -136,15 +134,19 @@ def take_census(
     *,
     processes_reason: str | None = None,
     ports_reason: str | None = None,
+    unseen: Collection[int] = (),
+    unseen_reason: str = "",
 ) -> Census:
     """Count processes and ports for the units of every manager.
 
     Args:
         cgroups: The paths of all cgroups.
         members: Cgroup path -> pids.
-        listeners: Listening sockets joined with their creators.
+        listeners: Listening sockets joined with their owners.
         processes_reason: Why there are no ``members``, where they could not be read.
-        ports_reason: Why there are no ``listeners``, where their creators are not known.
+        ports_reason: Why there are no ``listeners``, where their owners are not known.
+        unseen: Processes whose sockets were not all seen, by pid.
+        unseen_reason: Why they were not.
     """
     levels = {path: read_levels(path, roots) for path in dict.fromkeys((*cgroups, *members))}
     return Census(
@@ -153,6 +155,12 @@ def take_census(
         processes_reason=processes_reason,
         ports=_ports_by_unit(listeners),
         ports_reason=ports_reason,
+        hidden_ports={
+            (manager, names[-1]): unseen_reason
+            for path, pids in members.items()
+            if not frozenset(unseen).isdisjoint(pids)
+            for manager, names in levels[path]
+        },
     )
 
 
@@ -165,26 +173,29 @@ def list_units(
         manager: As in ``CgroupOwner.manager``.
         user: Whose manager it is.
     """
-    no_processes, no_ports = census.processes_reason, census.ports_reason
-    return tuple(
-        ListedUnit(
-            name=unit.name,
-            description=unit.description,
-            load_state=unit.load_state,
-            active_state=unit.active_state,
-            sub_state=unit.sub_state,
-            control_group=census.groups.get((manager, unit.name)),
-            job=unit.job,
-            following=unit.following,
-            manager=manager,
-            manager_user=user,
-            processes=None if no_processes else census.processes.get((manager, unit.name), 0),
-            processes_reason=no_processes,
-            ports=None if no_ports else census.ports.get((manager, unit.name), ()),
-            ports_reason=no_ports,
-            unread_reason=NOT_READ,
-        )
-        for unit in units
+    return tuple(_list_unit(unit, census, manager, user) for unit in units)
+
+
+def _list_unit(unit: Unit, census: Census, manager: str, user: str | None) -> ListedUnit:
+    key = manager, unit.name
+    no_processes = census.processes_reason
+    no_ports = census.ports_reason or census.hidden_ports.get(key)
+    return ListedUnit(
+        name=unit.name,
+        description=unit.description,
+        load_state=unit.load_state,
+        active_state=unit.active_state,
+        sub_state=unit.sub_state,
+        control_group=census.groups.get(key),
+        job=unit.job,
+        following=unit.following,
+        manager=manager,
+        manager_user=user,
+        processes=None if no_processes else census.processes.get(key, 0),
+        processes_reason=no_processes,
+        ports=None if no_ports else census.ports.get(key, ()),
+        ports_reason=no_ports,
+        unread_reason=NOT_READ,
     )
 
 
@@ -214,7 +225,7 @@ def _ports_by_unit(sockets: Iterable[Socket]) -> dict[UnitKey, tuple[str, ...]]:
         for owner in socket_owners(socket):
             for key in _keys(owner.manager, owner.unit):
                 if socket.port is not None:
-                    found.setdefault(key, set()).add((socket.port, socket.protocol))
+                    found.setdefault(key, set()).add((socket.port, port_protocol(socket)))
     return {
         key: tuple(f"{port}/{protocol}" for port, protocol in sorted(rows))
         for key, rows in found.items()

@@ -115,20 +115,26 @@ class Invocation:
         if any(isinstance(error, Interrupted) for error in answer.errors):
             status = Exit.INTERRUPTED  # whatever else there is: nobody waited for the answer
         if self.json:
-            self._print_envelope(answer.data, answer.errors, status)
+            self._print_envelope(answer.data, answer.errors, status, answer.notes)
             return status
         if answer.data:
             self.print(show(answer.data))
+        for note in answer.notes:
+            print_note(note)
         for error in answer.errors:
             print_error(error)
         return status
 
     def _print_envelope(
-        self, data: Sequence[Any], errors: Sequence[SdtoolError], status: Exit
+        self,
+        data: Sequence[Any],
+        errors: Sequence[SdtoolError],
+        status: Exit,
+        notes: Sequence[str] = (),
     ) -> None:
         from sdtool.render.json import envelope
 
-        self.write(envelope(self.command, data, errors, status) + "\n")
+        self.write(envelope(self.command, data, errors, status, notes) + "\n")
 
     def write(self, text: str) -> None:
         """Write to stdout; when its reader has gone (head, less), go on without a word.
@@ -236,6 +242,14 @@ def print_error(error: SdtoolError) -> None:
     with contextlib.suppress(OSError):
         # A full or closed stderr must not change the exit status.
         sys.stderr.write(f"sdtool: {clean(str(error))}\n{hint}")
+
+
+def print_note(note: str) -> None:
+    """What an answer may lack, on stderr: it is neither data nor an error."""
+    from sdtool.render.plain import clean
+
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"(there may be more: {clean(note)})\n")
 
 
 def report_failure(invocation: Invocation, error: SdtoolError) -> int:

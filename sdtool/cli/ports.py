@@ -11,7 +11,7 @@ from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
 from sdtool.cli.views import show_listeners, show_ports
 from sdtool.errors import InvalidArgument
-from sdtool.model.sockets import PortSpec, PortVerdict
+from sdtool.model.ports import PortSpec, PortVerdict
 
 PROTOCOLS = ("tcp", "udp")
 
@@ -78,8 +78,11 @@ def ports_command(
             show_default=False,
         ),
     ] = None,
+    unix: Annotated[
+        bool, typer.Option("--unix", help="AF_UNIX sockets instead of those with a port.")
+    ] = False,
 ) -> int:
     """List the listening sockets by unit."""
     invocation = ctx.ensure_object(Invocation)
-    answer = invocation.ask(lambda host: host.ports(units or ()))
+    answer = invocation.ask(lambda host: host.ports(units or (), unix=unix))
     return invocation.finish(answer, show_listeners)

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sdtool.model.facility import Facility
+    from sdtool.model.ports import ListeningSocket, PortOwnership
     from sdtool.model.process import ProcessOwner
-    from sdtool.model.sockets import ListeningSocket, PortOwnership
     from sdtool.model.stop import StopReport
     from sdtool.model.unit import ListedUnit, Trace
 

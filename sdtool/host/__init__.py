@@ -23,16 +23,16 @@ from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
-from sdtool.host.ports import own_listeners, own_listeners_of, own_port
+from sdtool.host.ports import own_listeners, own_listeners_of, own_ports
 from sdtool.host.requesting import Asking
 from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
 from sdtool.host.units import explain_pid, list_units, trace_unit
 from sdtool.model.answer import Answer
 from sdtool.model.facility import Facility
+from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.process import ProcessOwner
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.stop import StopReport
 from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 
@@ -108,24 +108,26 @@ class Host:
 
     async def port(self, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
         """Which unit owns each port; two entries where tcp and udp both have something."""
-        answers = await ask_each(specs, lambda spec: own_port(self._session, spec))
-        return Answer(
-            data=tuple(entry for found in answers.data for entry in found), errors=answers.errors
-        )
+        return await own_ports(self._session, specs)
 
-    async def ports(self, units: Sequence[str] = ()) -> Answer[ListeningSocket]:
+    async def ports(
+        self, units: Sequence[str] = (), *, unix: bool = False
+    ) -> Answer[ListeningSocket]:
         """Every listening socket by unit, or those of the units.
 
         A unit of which none is found, and that may have one whose owner is unknown, is an error.
+
+        Args:
+            unix: AF_UNIX sockets instead of those with a port.
         """
         if not units:
-            return Answer(data=await own_listeners(self._session))
+            return await own_listeners(self._session, unix=unix)
         names = await resolve(self._session, units)
         known = await ask_each(names, self._read_unit)
         if not known.data:
             return Answer(errors=known.errors)
-        found = await own_listeners_of(self._session, known.data)
-        return Answer(data=found.data, errors=known.errors + found.errors)
+        found = await own_listeners_of(self._session, known.data, unix=unix)
+        return Answer(data=found.data, errors=known.errors + found.errors, notes=found.notes)
 
     async def _read_unit(self, name: str) -> UnitDetails:
         """A unit that exists, under its Id; aliases are other names."""

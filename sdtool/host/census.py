@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sdtool.analysis import membership, ownership
+from sdtool.analysis import cgroups, membership
 from sdtool.errors import AccessDenied, InvalidArgument, SdtoolError, Unavailable
 from sdtool.host.asking import nothing_matches, split
 from sdtool.host.session import Session
@@ -61,7 +61,7 @@ async def list_all_managers(
     wanted = unit_patterns(patterns)
     system = await session.manager()
     units = await system.list_units(wanted)
-    names = ownership.running_user_managers(await system.list_units(["user@*.service"]))
+    names = cgroups.running_user_managers(await system.list_units(["user@*.service"]))
     found = split(await asyncio.gather(*(_ask(name, wanted) for name in names)))
     if patterns and not found.errors and not (units or any(one.units for one in found.data)):
         raise nothing_matches(patterns)
@@ -86,7 +86,7 @@ def _wanted(filters: ListFilter, units: Iterable[Unit]) -> list[Unit]:
 
 async def _ask(unit: str, patterns: Sequence[str]) -> _UserManager | SdtoolError:
     """All that a user manager is asked, in its own time: what another one costs is not its."""
-    uid = ownership.uid_of_manager(unit)
+    uid = cgroups.uid_of_manager(unit)
     user = read_user_name(uid)
     try:
         async with asyncio.timeout(ANSWER_S), await Manager.open_user(uid) as manager:

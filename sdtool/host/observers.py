@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sdtool.errors import Unavailable
 from sdtool.host.session import Session
 from sdtool.model.sockets import SocketFacts
 from sdtool.model.stop import Event, ObserverState, Tier
-from sdtool.sources import cgroups, sockets
+from sdtool.sources import cgroups, namespaces
 from sdtool.sources.cgroups import CgroupObserver
 from sdtool.sources.pidfds import PidfdObserver
-from sdtool.sources.sockets import SocketObserver
+from sdtool.sources.sockevents import SocketObserver
 
 OBSERVERS = ("pidfd", "cgroup", "sockets")
 
@@ -45,7 +44,6 @@ class Observers:
 
     Attributes:
         pidfds: Those of its processes; None when that is switched off.
-        listeners: The listening sockets that it had when the watch began.
     """
 
     def __init__(self, unit: str, session: Session, wanted: frozenset[str] | None) -> None:
@@ -56,7 +54,7 @@ class Observers:
         if self._is_wanted("pidfd"):
             self.pidfds = PidfdObserver(unit, session.exit_info)
         self._all: list[Observer] = [self.pidfds] if self.pidfds else []
-        self.listeners: tuple[SocketFacts, ...] = ()
+        self._sockets: SocketObserver | None = None
 
     def _is_wanted(self, switch: str) -> bool:
         return self._wanted is None or switch in self._wanted
@@ -66,19 +64,16 @@ class Observers:
         if group is not None and self._is_wanted("cgroup"):
             self._all.append(CgroupObserver(self._unit, self._mount, group))
         if group is not None and self._is_wanted("sockets"):
-            self._all.append(self._observe_sockets(group))
+            self._sockets = self._observe_sockets(group)
+            self._all.append(self._sockets)
 
     def _observe_sockets(self, group: str) -> SocketObserver:
-        # Armed before the dump: a socket that goes between the two would never be missed.
         observer = SocketObserver(self._unit)
-        own = cgroups.read_tree(self._mount, group).ids or {}
-        try:
-            rows = sockets.read_listeners()
-        except Unavailable as error:
-            observer.reason = str(error)
-            return observer
-        self.listeners = tuple(row for row in rows if row.cgroup_id in own)
-        observer.watch(self.listeners)
+        tree = cgroups.read_tree(self._mount, group)
+        pids = [pid for found in tree.members.values() for pid in found]
+        if tree.ids:
+            places = namespaces.read_namespaces_of(pids).namespaces
+            observer.arm(places, frozenset(tree.ids))
         return observer
 
     def filenos(self) -> list[int]:
@@ -94,12 +89,14 @@ class Observers:
         """How much they can see."""
         return Tier.C if self.pidfds is not None and self.pidfds.has_status else Tier.D
 
+    @property
+    def listeners(self) -> tuple[SocketFacts, ...]:
+        """The listening sockets that it had when the watch began."""
+        return self._sockets.listeners if self._sockets is not None else ()
+
     def read_held(self) -> tuple[SocketFacts, ...]:
         """Those of the listening sockets that are there still."""
-        if not self.listeners:
-            return ()
-        present = {row.cookie for row in sockets.read_listeners()}
-        return tuple(row for row in self.listeners if row.cookie in present)
+        return self._sockets.read_held() if self._sockets is not None else ()
 
     def states(self) -> tuple[ObserverState, ...]:
         """What each gave, and which were switched off."""

@@ -2,151 +2,164 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sdtool.analysis import membership, ownership
-from sdtool.errors import SdtoolError, Unavailable
+from sdtool.analysis import membership, ports
+from sdtool.analysis.cgroups import INIT_SCOPE
+from sdtool.host.asking import ask_each
 from sdtool.host.session import Session
+from sdtool.host.survey import Survey
 from sdtool.model.answer import Answer
+from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVerdict
 from sdtool.model.process import ProcessFacts
-from sdtool.model.sockets import (
-    HolderScan,
-    ListeningSocket,
-    PortOwnership,
-    PortSpec,
-    Socket,
-    SocketFacts,
-)
-from sdtool.model.unit import UnitDetails
-from sdtool.sources import cgroups, processes, sockets
-
-log = logging.getLogger(__name__)
+from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted
+from sdtool.model.unit import Unit, UnitDetails
+from sdtool.sources import cgroups
+from sdtool.sources.descriptors import Sweep
 
 PROTOCOLS = {"tcp": ("tcp", "mptcp"), "udp": ("udp",), None: ("tcp", "mptcp", "udp")}
 
 
-async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...]:
-    """Who owns one port."""
-    rows = sockets.read_port(spec.port, PROTOCOLS[spec.protocol])
-    ids = cgroups.read_ids(session.mount) if rows else {}
-    scan = _scan_likely_holders(session, rows, ids or {})
-    others, hidden = (frozenset[int](), 0) if rows else processes.read_other_namespaces()
-    joined = await _join(session, rows, ids, scan)
-    return ownership.judge_port(spec, rows, joined, len(others), hidden)
+async def own_ports(session: Session, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
+    """Who owns each port; the namespaces and cgroups are read once for all of them."""
+    survey = Survey(session)
+    answers = await ask_each(specs, lambda spec: _own_port(session, survey, spec))
+    found = tuple(entry for entries in answers.data for entry in entries)
+    return Answer(data=found, errors=answers.errors)
+
+
+async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[PortOwnership, ...]:
+    wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
+    rows = survey.read(wanted)
+    joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
+    found = ports.judge_port(spec, joined, survey.reason)
+    if any(entry.verdict is PortVerdict.OWNED for entry in found):
+        return found
+    # Nobody is known to have it: before that is said, look where it costs more.
+    rows += survey.read_deeper(wanted)
+    joined = await survey.join(rows, survey.sweep.holders_of(_inodes(rows)))
+    return ports.judge_port(spec, joined, survey.reason, survey.caveat)
 
 
 def _scan_likely_holders(
-    session: Session, rows: Sequence[SocketFacts], ids: Mapping[int, str]
+    session: Session, survey: Survey, rows: Sequence[SocketFacts]
 ) -> HolderScan:
     """Look at the processes of the creating cgroups first; at all when that leaves a question.
 
-    The full look costs 50 us a process. It is needed when a creator is gone, is a manager (socket
-    activation) or is no unit, and when a socket is held by none of its creator's processes.
+    The full look is needed when a creator is gone, is a manager (socket activation) or is no
+    unit, and when a socket is held by none of its creator's processes.
     """
-    inodes = frozenset(row.inode for row in rows if row.inode and ownership.owns(row))
+    inodes = {row.inode for row in rows if row.inode and ports.owns(row)}
     if not inodes:
         return HolderScan(complete=True)
+    ids = survey.ids or {}
     paths = {ids.get(row.cgroup_id or 0) for row in rows if row.inode in inodes}
     likely = [path for path in paths if path and path.endswith((".service", ".scope"))]
-    if len(likely) == len(paths) and not any(p.endswith(ownership.INIT_SCOPE) for p in likely):
-        pids = frozenset(pid for path in likely for pid in cgroups.read_pids(session.mount, path))
-        scan = processes.read_holders(inodes, pids)
+    if len(likely) == len(paths) and not any(path.endswith(INIT_SCOPE) for path in likely):
+        pids = {pid for path in likely for pid in cgroups.read_pids(session.mount, path)}
+        scan = Sweep(pids).holders_of(inodes)
         if inodes == {inode for inode, _, _ in scan.by_inode}:
             return scan
-    return processes.read_holders(inodes, processes.read_pids(), all_pids=True)
+    return survey.sweep.holders_of(_inodes(rows))
 
 
-async def own_listeners(session: Session) -> tuple[ListeningSocket, ...]:
-    """Every listening socket by unit."""
-    rows = sockets.read_listeners()
-    inodes = frozenset(row.inode for row in rows if row.inode)
-    scan = processes.read_holders(inodes, processes.read_pids(), all_pids=True)
-    joined = await _join(session, rows, cgroups.read_ids(session.mount), scan)
-    return ownership.name_listeners(joined)
+async def read_listeners(
+    survey: Survey, *, unix: bool = False, managers: Collection[str] | None = None
+) -> tuple[Socket, ...]:
+    """Every listening socket with its owners.
+
+    Args:
+        unix: AF_UNIX sockets instead of those with a port.
+        managers: Ask no others what they hold sockets for; None for all that hold any.
+    """
+    wanted = _listening(unix)
+    rows = survey.read(wanted) + survey.read_deeper(wanted)
+    scan = survey.sweep.holders_of(_inodes(rows))
+    return await survey.join(rows, scan, managers)
+
+
+def _listening(unix: bool) -> Wanted:
+    return Wanted(protocols=("unix",) if unix else PROTOCOLS[None], listening=True)
+
+
+async def own_listeners(session: Session, *, unix: bool = False) -> Answer[ListeningSocket]:
+    """Every listening socket by unit; the notes say why there may be more."""
+    survey = Survey(session)
+    found = ports.name_listeners(await read_listeners(survey, unix=unix))
+    return Answer(data=found, notes=(survey.reason,) if survey.reason else ())
 
 
 async def own_listeners_of(
-    session: Session, units: Sequence[UnitDetails]
+    session: Session, units: Sequence[UnitDetails], *, unix: bool = False
 ) -> Answer[ListeningSocket]:
     """The listening sockets of units; one that may have some unseen is an error."""
-    rows = await own_listeners(session)
     roots = await session.roots()
-    asked = {details.unit.name: details.unit for details in units}
-    found = membership.filter_listeners(rows, asked, roots)
-    seen = {membership.asked_unit(row.unit, row.manager, roots) for row in found}
-    return Answer(data=found, errors=ownership.doubt_unfound(asked.values(), seen, rows))
+    found: list[ListeningSocket] = []
+    left: dict[str, Unit] = {}
+    for unit in (details.unit for details in units):
+        own = await _own_quickly(session, unit, _listening(unix))
+        if own is None:
+            left[unit.name] = unit
+        else:
+            found += membership.filter_listeners(ports.name_listeners(own), {unit.name}, roots)
+    if not left:
+        return Answer(data=tuple(sorted(found, key=ports.by_unit)))
+    every = await own_listeners(session, unix=unix)
+    rest = membership.filter_listeners(every.data, left, roots)
+    seen = {membership.asked_unit(row.unit, row.manager, roots) for row in rest}
+    doubts = ports.doubt_unfound(left.values(), seen, every.data, "; ".join(every.notes) or None)
+    return Answer(data=tuple(sorted((*found, *rest), key=ports.by_unit)), errors=doubts)
 
 
-async def read_listeners_by_creator(
-    session: Session, ids: Mapping[int, str] | None
-) -> tuple[tuple[Socket, ...], str | None]:
-    """Every listening socket with its creator alone, or none and why creators are not known."""
-    try:
-        rows = sockets.read_listeners()
-    except Unavailable as error:
-        return (), str(error)
-    reason = ownership.explain_no_creators(rows, ids)
-    return (() if reason else await _join(session, rows, ids, None)), reason
+async def _own_quickly(session: Session, unit: Unit, wanted: Wanted) -> tuple[Socket, ...] | None:
+    """The sockets of a unit, by its own cgroup and processes; None where these tell not all."""
+    if unit.unit_type in ("socket", "slice"):
+        return None
+    if unit.control_group is None:
+        return ()
+    pids = cgroups.read_pids(session.mount, unit.control_group)
+    found, reason = await _own_of_cgroup(session, unit.control_group, pids, wanted)
+    return None if reason else found
 
 
 async def own_sockets(
-    session: Session, group: str | None, members: Sequence[ProcessFacts]
+    session: Session, unit: Unit, members: Sequence[ProcessFacts]
 ) -> tuple[tuple[Socket, ...], str | None]:
-    """The sockets that a cgroup created or its processes hold, and what may be missing.
+    """The sockets that a unit created or its processes hold, and why there may be more.
 
-    Returns:
-        The sockets, and why there may be more; None when there are not.
+    Of a .socket unit those that it listens on. The reason is None when there are not.
     """
-    if group is None:
+    if unit.unit_type == "socket":
+        survey = Survey(session)
+        every = (*await read_listeners(survey), *await read_listeners(survey, unix=True))
+        own = tuple(socket for socket in every if socket.socket_unit == unit.name)
+        return own, None if own else survey.reason
+    if unit.control_group is None:
         return (), None
-    try:
-        rows = sockets.read_sockets()
-    except Unavailable as error:
-        return (), str(error)
-    ids = cgroups.read_ids(session.mount)
-    below = f"{group}/"
-    own_ids = {key for key, path in (ids or {}).items() if f"{path}/".startswith(below)}
-    inodes = frozenset(row.inode for row in rows if row.inode)
-    scan = processes.read_holders(inodes, [process.id.pid for process in members])
-    held = {inode for inode, _, _ in scan.by_inode}
-    own = [row for row in rows if row.cgroup_id in own_ids or row.inode in held]
-    elsewhere = frozenset(row.inode for row in own if row.inode) - held
-    if elsewhere:
+    pids = [process.id.pid for process in members]
+    wanted = Wanted(protocols=("tcp", "mptcp", "udp", "unix"))
+    return await _own_of_cgroup(session, unit.control_group, pids, wanted)
+
+
+async def _own_of_cgroup(
+    session: Session, group: str, pids: Collection[int], wanted: Wanted
+) -> tuple[tuple[Socket, ...], str | None]:
+    survey = Survey(session, pids)
+    own = survey.read_of_cgroup(group, wanted)
+    inodes = _inodes(own)
+    scan = survey.sweep.holders_of(inodes)
+    if inodes - survey.sweep.sockets:
         # Made here and held by others: by the manager for a .socket unit, or passed on.
-        others = processes.read_holders(elsewhere, processes.read_pids(), all_pids=True)
-        scan = replace(others, by_inode=(*scan.by_inode, *others.by_inode), complete=False)
-    return await _join(session, own, ids, scan), _missing_sockets(members, scan)
+        scan = replace(Sweep().holders_of(inodes), complete=False)
+    return await survey.join(own, scan), _missing_sockets(survey, scan)
 
 
-def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str | None:
-    namespaces = {process.netns for process in members}
-    if namespaces - {processes.read_netns("self"), None}:
-        return "some of its processes are in another network namespace, which was not looked at"
+def _missing_sockets(survey: Survey, scan: HolderScan) -> str | None:
     if scan.reason:
-        own = " or in a network namespace of its own" if None in namespaces else ""
-        return f"sockets passed to it from outside{own} are not shown: {scan.reason}"
-    if None in namespaces:
-        return f"whether it has a network namespace of its own is hidden: {processes.PTRACE_HINT}"
-    return None
+        return f"sockets passed to it from outside are not shown: {scan.reason}"
+    return survey.reason
 
 
-async def _join(
-    session: Session,
-    rows: Sequence[SocketFacts],
-    ids: Mapping[int, str] | None,
-    scan: HolderScan | None,
-) -> tuple[Socket, ...]:
-    """Join, and once more with the .socket units where a manager made or holds a socket."""
-    roots = await session.roots()
-    joined = ownership.join(rows, ids, scan, (), roots)
-    if not any(ownership.is_managers(socket.creator, socket.holders) for socket in joined):
-        return joined
-    try:
-        units = await (await session.manager()).list_socket_units()
-    except SdtoolError as error:
-        # The manager's own init.scope is then all that is known.
-        log.warning("which .socket unit stands behind a socket is not known: %s", error)
-        return joined
-    return ownership.join(rows, ids, scan, units, roots)
+def _inodes(rows: Sequence[SocketFacts]) -> frozenset[int]:
+    return frozenset(row.inode for row in rows if row.inode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from sdtool.analysis.cgroups import uid_of_manager
 from sdtool.errors import SdtoolError
 from sdtool.model.scope import Scope
 from sdtool.model.unit import ManagerRoots
@@ -19,6 +20,7 @@ class Session:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self._manager: Manager | None = None
+        self._others: dict[str, Manager | SdtoolError] = {}
         self._failure: SdtoolError | None = None
 
     async def manager(self) -> Manager:
@@ -38,6 +40,28 @@ class Session:
                 raise
         return self._manager
 
+    async def manager_of(self, name: str) -> Manager:
+        """The connection to the manager of any unit.
+
+        Args:
+            name: As in ``CgroupOwner.manager``: a ``Scope``, or the user@UID.service that runs it.
+
+        Raises:
+            Unavailable: It cannot be reached, or lets in nobody but root and its own user.
+        """
+        if name == self.scope:
+            return await self.manager()
+        known = self._others.get(name)
+        if known is None:
+            try:
+                known = await _open_other(name)
+            except SdtoolError as error:
+                known = error
+            self._others[name] = known
+        if isinstance(known, SdtoolError):
+            raise known
+        return known
+
     @cached_property
     def mount(self) -> CgroupMount:
         """The cgroup hierarchy."""
@@ -56,7 +80,15 @@ class Session:
         return ManagerRoots(system=system, user=(await self.manager()).info.control_group)
 
     async def close(self) -> None:
-        """End the connection, if one was made."""
-        if self._manager is not None:
-            await self._manager.close()
-            self._manager = None
+        """End the connections that were made."""
+        for manager in (self._manager, *self._others.values()):
+            if isinstance(manager, Manager):
+                await manager.close()
+        self._manager = None
+        self._others.clear()
+
+
+async def _open_other(name: str) -> Manager:
+    if name == Scope.SYSTEM:
+        return await Manager.open(Scope.SYSTEM)
+    return await Manager.open_user(uid_of_manager(name))

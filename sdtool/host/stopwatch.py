@@ -443,7 +443,9 @@ class StopWatch:
         address = (row.protocol, row.address, row.port)
         freed = self._log.of_kind(EventKind.PORT_RELEASED)
         at_us = next((e.at_us for e in freed if (e.protocol, e.address, e.port) == address), None)
-        return PortChange(protocol=row.protocol, address=row.address, port=row.port, at_us=at_us)
+        return PortChange(
+            protocol=row.protocol, address=row.address or "", port=row.port or 0, at_us=at_us
+        )
 
     def _observer_states(self) -> tuple[ObserverState, ...]:
         bus = ObserverState(name="dbus", available=True, reason=self._manager.info.transport)

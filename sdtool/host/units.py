@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from sdtool.analysis import membership, ownership
+from sdtool.analysis import membership
+from sdtool.analysis.cgroups import INIT_SCOPE, read_path
 from sdtool.analysis.membership import Census
+from sdtool.analysis.ownership import explain_no_owners, name_units_behind
 from sdtool.errors import AccessDenied, InvalidArgument, NoSuchProcess, SdtoolError
 from sdtool.host.asking import nothing_matches
-from sdtool.host.ports import own_sockets, read_listeners_by_creator
+from sdtool.host.ports import own_sockets, read_listeners
 from sdtool.host.session import Session
+from sdtool.host.survey import Survey
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import SocketUnit
+from sdtool.model.sockets import ManagersSockets, SocketUnit
 from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 from sdtool.sources import cgroups, processes
+from sdtool.sources.namespaces import ENTER_HINT
 from sdtool.sources.processes import read_user_name
 
 
@@ -51,16 +55,26 @@ async def read_census(
     roots = await session.roots()
     top = roots.user or roots.system
     # A mount namespace of our own can show another hierarchy than the manager's.
-    if not cgroups.exists(session.mount, f"{top.rstrip('/')}/{ownership.INIT_SCOPE}"):
+    if not cgroups.exists(session.mount, f"{top.rstrip('/')}/{INIT_SCOPE}"):
         unseen = f"the cgroups mounted at {session.mount.path} are not those of the manager"
         return membership.take_census(
             (), {}, (), roots, processes_reason=unseen, ports_reason=unseen
         )
     tree = cgroups.read_tree(session.mount, top)
-    listeners, reason = await read_listeners_by_creator(session, tree.ids)
+    survey = Survey(session)
+    listeners = await read_listeners(survey, managers=[session.scope])
     for manager, units in socket_units.items():
-        listeners = ownership.name_socket_units(listeners, manager, units)
-    return membership.take_census(tree.paths, tree.members, listeners, roots, ports_reason=reason)
+        behind = ManagersSockets(manager=manager, units=tuple(units))
+        listeners = name_units_behind(listeners, behind)
+    return membership.take_census(
+        tree.paths,
+        tree.members,
+        listeners,
+        roots,
+        ports_reason=explain_no_owners(listeners) or survey.census.reason,
+        unseen=survey.unseen_pids,
+        unseen_reason=f"its network namespace may not be entered: {ENTER_HINT}",
+    )
 
 
 def unit_patterns(patterns: Sequence[str]) -> list[str]:
@@ -90,7 +104,7 @@ async def trace_unit(session: Session, name: str) -> Trace:
     details = await manager.read_unit(name)
     group = details.unit.control_group
     facts = _read_members(session, group) if group else ()
-    found, reason = await own_sockets(session, group, facts)
+    found, reason = await own_sockets(session, details.unit, facts)
     return Trace(
         unit=details.unit.name,
         status=details.unit,
@@ -130,7 +144,7 @@ async def explain_pid(session: Session, pid: int) -> ProcessOwner:
     if facts is None:
         raise NoSuchProcess(f"There is no process {pid}.", subject=str(pid))
     roots = await session.roots()
-    owner = ownership.read_path(facts.control_group or "/", roots)
+    owner = read_path(facts.control_group or "/", roots)
     details, not_asked = await _read_unit_if_possible(
         session, membership.asked_unit(owner.innermost, owner.manager, roots)
     )

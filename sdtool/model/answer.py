@@ -17,7 +17,9 @@ class Answer(Generic[T_co]):
     Attributes:
         data: The answers, in the order asked.
         errors: Why the others could not be answered, in the order asked.
+        notes: What could not be seen, so that the answers may lack it.
     """
 
     data: tuple[T_co, ...] = ()
     errors: tuple[SdtoolError, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,42 +1,11 @@
-"""Sockets, who made them, who holds them, and what that says about a port."""
+"""Sockets: what the kernel says of them, who made them and who holds them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sdtool.model.process import ProcessRef
-
-
-class PortVerdict(StrEnum):
-    """Whether a port has an owner; ``BLOCKED`` has none and cannot be bound all the same."""
-
-    OWNED = "owned"
-    BLOCKED = "blocked"
-    FREE = "free"
-    UNKNOWN = "unknown"
-
-
-class Via(StrEnum):
-    """Through which door a unit owns a port."""
-
-    HOLDER = "holder"
-    CREATOR = "creator"
-    SOCKET_UNIT = "socket-unit"
-    FD_STORE = "fd-store"
-    KERNEL = "kernel"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortSpec:
-    """A port as asked for; ``protocol`` None means tcp and udp."""
-
-    port: int
-    protocol: str | None = None
-
-    def __str__(self) -> str:
-        """As the user would write it: 8080 or 8080/tcp."""
-        return f"{self.port}/{self.protocol}" if self.protocol else str(self.port)
+from sdtool.model.process import Container, ProcessRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +23,79 @@ class ListenAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketUnit:
-    """A .socket unit with what it listens on."""
+    """A .socket unit with what it listens on.
+
+    Attributes:
+        namespace_path: Its NetworkNamespacePath=; None for where its manager is.
+        netns: Inode of the network namespace it listens in; None when that is not known.
+    """
 
     name: str
     listens: tuple[ListenAddress, ...]
+    namespace_path: str | None = None
+    netns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdStore:
+    """Descriptors that a manager keeps for a service, systemd.service(5) FileDescriptorStoreMax=.
+
+    Attributes:
+        inodes: Of the sockets in it; None when the manager does not tell (before systemd 254).
+    """
+
+    unit: str
+    inodes: frozenset[int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagersSockets:
+    """What one manager holds sockets for.
+
+    Attributes:
+        manager: As in ``Creator``.
+        units: Its .socket units that listen.
+        stores: Its services with anything in their fd store.
+    """
+
+    manager: str
+    units: tuple[SocketUnit, ...] = ()
+    stores: tuple[FdStore, ...] = ()
+
+
+class SocketSource(StrEnum):
+    """Who told of a socket: what PROCFS (/proc/net) does not show, sock_diag does."""
+
+    SOCK_DIAG = "sock_diag"
+    PROCFS = "procfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which sockets are asked for.
+
+    Attributes:
+        protocols: tcp, mptcp, udp, unix.
+        listening: Only those that take connections or datagrams from anybody: LISTEN,
+            unconnected UDP, AF_UNIX with a name.
+        port: Only those with this local port; 0 for all.
+        cgroups: Only those made in one of these, by id; empty for all. AF_UNIX has no such id,
+            and all of its sockets come.
+    """
+
+    protocols: tuple[str, ...] = ("tcp", "mptcp", "udp")
+    listening: bool = False
+    port: int = 0
+    cgroups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFacts:
-    """One socket as NETLINK_SOCK_DIAG shows it.
+    """One socket as the kernel shows it.
 
     Attributes:
+        address: None for AF_UNIX, as the port.
+        path: Its name for AF_UNIX, None when it has none; an abstract one begins with "@".
         state: The kernel's name without TCP_; BOUND for bound and not listening, UNCONN for
             an unconnected UDP socket.
         inode: None when no process holds it (TIME_WAIT and other orphans).
@@ -72,15 +103,18 @@ class SocketFacts:
         cgroup_id: The cgroup that created it (not who holds it); None when the kernel does
             not say.
         v6only: None when the kernel does not say (always for IPv4).
-        expires_us: What is left of the timer that will free it, for TIME_WAIT and orphans.
-        netns: Inode of its network namespace.
+        expires_us: What is left of the timer that will free it, for TIME_WAIT and orphans in
+            FIN_WAIT2.
+        netns: Inode of its network namespace; None when that is hidden.
+        netns_name: Its name below /run/netns, or the path of another mount; None without one.
+        elsewhere: It is in another network namespace than ours.
     """
 
     family: str
     protocol: str
     type: str
-    address: str
-    port: int
+    address: str | None
+    port: int | None
     peer_address: str | None
     peer_port: int | None
     state: str
@@ -91,6 +125,10 @@ class SocketFacts:
     v6only: bool | None
     expires_us: int | None
     netns: int | None
+    netns_name: str | None = None
+    elsewhere: bool = False
+    path: str | None = None
+    source: SocketSource = SocketSource.SOCK_DIAG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +139,24 @@ class Creator:
         unit: The innermost unit of that cgroup; None outside every unit.
         manager: Whose unit it is: a ``Scope``, USER the manager asked, or a user@UID.service.
         control_group: Its path.
+        container: The container that the cgroup is of, by its path.
     """
 
     unit: str | None
     manager: str | None
     control_group: str
+    container: Container | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process with a descriptor of the socket; unit and manager as in ``Creator``."""
+    """A process with a descriptor of the socket; its unit and container as in ``Creator``."""
 
     pid: int
     comm: str
     unit: str | None
     manager: str | None
+    container: Container | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +167,13 @@ class HolderScan:
         by_inode: (socket inode, holding process, its cgroup), sorted.
         complete: All processes of this pid namespace were looked at.
         reason: Which were not, and what would permit it; None when complete or not needed.
+        outside: There are processes outside this pid namespace.
     """
 
     by_inode: tuple[tuple[int, ProcessRef, str | None], ...] = ()
     complete: bool = False
     reason: str | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +183,14 @@ class Socket:
     Attributes:
         type: stream, dgram or seqpacket.
         path: For unix sockets; an abstract name begins with "@".
+        netns, netns_name, elsewhere, expires_us: As in ``SocketFacts``.
+        peer: "address:port" of the other end, None when there is none.
         creator_reason: Why ``creator`` is None.
         holders: None when they may not be seen (``holders_reason`` says why).
         holders_complete: All processes were looked at, so there are no others.
         socket_unit: The .socket unit that listens on it.
+        fd_store_unit: The service that its manager keeps it for.
+        source: Who told of it.
     """
 
     family: str
@@ -158,67 +205,14 @@ class Socket:
     v6only: bool | None
     netns: int | None
     netns_name: str | None
+    elsewhere: bool
+    peer: str | None
+    expires_us: int | None
     creator: Creator | None
     creator_reason: str | None
     holders: tuple[Holder, ...] | None
     holders_complete: bool
     holders_reason: str | None
     socket_unit: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortOwner:
-    """One owner of a port.
-
-    Attributes:
-        unit: None for processes outside every unit, and for the kernel.
-        manager: Whose unit it is, as in ``Creator``.
-        holders: The holders of the socket that belong to this owner.
-    """
-
-    unit: str | None
-    manager: str | None
-    via: Via
-    holders: tuple[Holder, ...]
-    socket: Socket
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortBlock:
-    """A connection that keeps a port from being bound although nobody listens.
-
-    Attributes:
-        expires_us: When its timer frees it, from now; None when it has none.
-        peer: "address:port" of the other end.
-        unit: Who made it, when the kernel still says.
-    """
-
-    state: str
-    expires_us: int | None
-    peer: str | None
-    unit: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortOwnership:
-    """Which unit owns a port.
-
-    Attributes:
-        protocol: tcp or udp; None when neither was asked for and neither has anything.
-    """
-
-    port: int
-    protocol: str | None
-    verdict: PortVerdict
-    owners: tuple[PortOwner, ...]
-    blocked_by: tuple[PortBlock, ...]
-    hint: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListeningSocket:
-    """One listening socket with the unit that owns it; None is no unit or not known."""
-
-    unit: str | None
-    manager: str | None
-    socket: Socket
+    fd_store_unit: str | None = None
+    source: SocketSource = SocketSource.SOCK_DIAG

@@ -74,8 +74,8 @@ class ListedUnit(Unit):
         processes: Number of processes in its cgroup and all sub-cgroups; None when the
             membership could not be read.
         processes_reason: Why ``processes`` is None.
-        ports: Listening ports its cgroups created, as "8080/tcp", in the order of the numbers;
-            None when the creators of sockets are not known.
+        ports: Listening ports it owns, as "8080/tcp", in the order of the numbers; None when it
+            may have others that were not seen.
         ports_reason: Why ``ports`` is None.
         unread_reason: Why the other fields that are None were not read.
     """

@@ -44,7 +44,11 @@ EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
 
 
 def envelope(
-    command: str, data: Iterable[Any], errors: Sequence[SdtoolError], exit_status: int
+    command: str,
+    data: Iterable[Any],
+    errors: Sequence[SdtoolError],
+    exit_status: int,
+    notes: Iterable[str] = (),
 ) -> str:
     """The one document of a command's run."""
     return json.dumps(
@@ -54,6 +58,7 @@ def envelope(
             "exit": exit_status,
             "data": [to_plain(entry) for entry in data],
             "errors": [_error(error) for error in errors],
+            "notes": [encodable(note) for note in notes],
         }
     )
 

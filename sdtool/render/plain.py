@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sdtool.model.ports import PortBlock
 from sdtool.model.sockets import Socket
 from sdtool.model.stop import INFINITY, ExitSignal, ExitStatus, Limit
 
@@ -60,14 +61,21 @@ def size(number: int | None) -> str:
 
 def address(socket: Socket) -> str:
     """host:port as users type it: IPv6 in brackets, all addresses as "*"."""
-    if socket.path is not None:
-        return clean(socket.path)
+    if socket.family == "unix":
+        return clean(socket.path or "-")
     host = socket.address or ""
     if host == "::" and not socket.v6only:
         host = "*"
     elif ":" in host:
         host = f"[{host}]"
     return f"{host}:{socket.port}"
+
+
+def namespace(socket: Socket | PortBlock) -> str | None:
+    """The network namespace of a socket that is not in ours; None for one that is."""
+    if not socket.elsewhere:
+        return None
+    return clean(socket.netns_name or f"net:[{socket.netns or '?'}]")
 
 
 def exit_status(status: ExitStatus | None) -> str:

@@ -9,18 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from sdtool.model.facility import Facility
-from sdtool.model.process import Container, ProcessOwner
-from sdtool.model.scope import is_foreign
-from sdtool.model.sockets import (
+from sdtool.model.ports import (
     ListeningSocket,
+    PortBlock,
     PortOwner,
     PortOwnership,
     PortVerdict,
-    Socket,
     Via,
 )
+from sdtool.model.process import Container, ProcessOwner
+from sdtool.model.scope import is_foreign
+from sdtool.model.sockets import Socket
 from sdtool.model.unit import ListedUnit
-from sdtool.render.plain import address, clean, count, duration
+from sdtool.render.plain import address, clean, count, duration, namespace
 
 STATE_STYLES = {
     "active": "green",
@@ -141,7 +142,7 @@ def _port(answer: PortOwnership) -> RenderableType:
         until = f", free in {duration(block.expires_us)}" if block.expires_us else ""
         peer = f" with {block.peer}" if block.peer else ""
         unit = f", made by {clean(block.unit)}" if block.unit else ""
-        lines.append(Text(f"  {block.state}{peer}{unit}{until}"))
+        lines.append(Text(f"  {block.state}{peer}{unit}{_place(block)}{until}"))
     if answer.hint:
         lines.append(Text(f"  ({clean(answer.hint)})", "dim"))
     return Group(*lines)
@@ -154,9 +155,14 @@ def _owner(owner: PortOwner) -> Text:
         (unit, "bold" if owner.unit else "yellow"),
         f"  {VIA_WORDS[owner.via]}: ",
         (address(owner.socket), "cyan"),
-        f" {owner.socket.state}",
+        f" {owner.socket.state}{_place(owner.socket)}",
         *_holder_words(owner),
     )
+
+
+def _place(socket: Socket | PortBlock) -> str:
+    where = namespace(socket)
+    return f" in network namespace {where}" if where else ""
 
 
 def _holder_words(owner: PortOwner) -> list[str]:
@@ -175,17 +181,27 @@ def label_unit(unit: str | None, manager: str | None) -> str | None:
 
 def render_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:
     """The table of ``ports``."""
-    table = new_table("UNIT", "PROTO", "ADDRESS", "PROCESSES", "CREATED BY")
+    unix = any(row.socket.family == "unix" for row in rows)
+    with_netns = any(row.socket.elsewhere for row in rows)
+    columns = ["UNIT", "TYPE" if unix else "PROTO", "ADDRESS"]
+    columns += [*(["NETNS"] if with_netns else []), "PROCESSES", *([] if unix else ["CREATED BY"])]
+    table = new_table(*columns)
     for row in rows:
-        creator = row.socket.creator
+        socket = row.socket
         table.add_row(
             cell(label_unit(row.unit, row.manager) or "-", "bold" if row.unit else "yellow"),
-            row.socket.protocol,
-            cell(address(row.socket), "cyan"),
-            cell(_holders(row.socket)),
-            cell((creator.unit or creator.control_group) if creator else "?", "dim"),
+            socket.type if unix else socket.protocol,
+            cell(address(socket), "cyan"),
+            *([cell(namespace(socket) or "", "magenta")] if with_netns else []),
+            cell(_holders(socket)),
+            *([] if unix else [cell(_creator(socket), "dim")]),
         )
     return table
+
+
+def _creator(socket: Socket) -> str:
+    creator = socket.creator
+    return (creator.unit or creator.control_group) if creator else "?"
 
 
 def _holders(socket: Socket) -> str:

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdtool.analysis.ownership import owns
+from sdtool.analysis.ports import owns
 from sdtool.model.process import Disposition, Process, Role
 from sdtool.model.sockets import Socket
 from sdtool.model.stop import INFINITY, StopPolicy
 from sdtool.model.unit import Trace
-from sdtool.render.plain import address, clean, count, duration, size
+from sdtool.render.plain import address, clean, count, duration, namespace, size
 from sdtool.render.tables import cell, new_table, state
 
 DISPOSITION_STYLES = {
@@ -168,20 +168,34 @@ def _socket_part(trace: Trace) -> list[RenderableType]:
 def _sockets(trace: Trace) -> RenderableType:
     table = new_table("SOCKET", "ADDRESS", "STATE", "HELD BY", "")
     # What others can come in by is what people look for first.
-    open_doors = [socket for socket in trace.sockets if owns(socket)]
-    connections = [socket for socket in trace.sockets if not owns(socket)]
-    for socket in (*open_doors, *connections[:MAX_CONNECTIONS]):
+    open_doors = [socket for socket in trace.sockets if _is_open(socket)]
+    connections = [socket for socket in trace.sockets if not _is_open(socket)]
+    shown = [socket for socket in connections if socket.family != "unix"][:MAX_CONNECTIONS]
+    for socket in (*open_doors, *shown):
         table.add_row(
             Text(socket.protocol),
-            cell(address(socket), "cyan"),
+            cell(_address(socket), "cyan"),
             Text(socket.state),
             cell(_held_by(socket)),
             Text(_made_by(socket, trace.unit), "dim"),
         )
-    if len(connections) > MAX_CONNECTIONS:
-        more = len(connections) - MAX_CONNECTIONS
-        return Group(table, Text(f"and {count(more, 'more connection')}", "dim"))
+    if len(connections) > len(shown):
+        more = len(connections) - len(shown)
+        table_of = [table] if table.row_count else []
+        return Group(*table_of, Text(f"and {count(more, 'more connection')}", "dim"))
     return table
+
+
+def _is_open(socket: Socket) -> bool:
+    """Whether others can come in by it."""
+    if socket.family == "unix":
+        return socket.path is not None and socket.state in ("LISTEN", "UNCONN")
+    return owns(socket)
+
+
+def _address(socket: Socket) -> str:
+    where = namespace(socket)
+    return f"{address(socket)} in {where}" if where else address(socket)
 
 
 def _held_by(socket: Socket) -> str:
@@ -193,6 +207,8 @@ def _held_by(socket: Socket) -> str:
 def _made_by(socket: Socket, unit: str) -> str:
     if socket.socket_unit is not None:
         return f"passed by {clean(socket.socket_unit)}"
+    if socket.family == "unix":
+        return ""
     if socket.creator is None:
         return socket.creator_reason or ""
     if socket.creator.unit == unit:

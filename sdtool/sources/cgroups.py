@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import select
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from sdtool.errors import Unavailable
 from sdtool.model.stop import Event, EventKind, EventSource
+from sdtool.sources.mounts import parse_mounts
 
 NAMED = "name=systemd"
 """What marks systemd's own hierarchy among those of cgroup v1."""
@@ -84,10 +84,11 @@ def parse_mountinfo(text: str) -> CgroupMount | None:
     parts: list[str] = []
     named = parse_named_mount(text)
     v1 = False
-    for kind, root, path, _ in _parse_cgroup_mounts(text):
-        v1 = v1 or kind == "cgroup"
-        if kind == "cgroup2" and not root.startswith("/.."):  # from outside our cgroup namespace
-            (unified if root == "/" else parts).append(path)
+    for mount in parse_mounts(text):
+        v1 = v1 or mount.kind == "cgroup"
+        # "/.." is from outside our cgroup namespace
+        if mount.kind == "cgroup2" and not mount.root.startswith("/.."):
+            (unified if mount.root == "/" else parts).append(mount.path)
     if unified or parts:
         # The place that systemd itself uses comes before any other that shows the whole; a part
         # of the hierarchy counts only where the whole is not mounted (a container's own cgroup).
@@ -104,23 +105,8 @@ def read_named_mount() -> Path | None:
 
 def parse_named_mount(text: str) -> Path | None:
     """The mount of the hierarchy name=systemd, the last if there are several."""
-    mounts = _parse_cgroup_mounts(text)
-    named = [path for kind, _, path, options in mounts if kind == "cgroup" and NAMED in options]
+    named = [m.path for m in parse_mounts(text) if m.kind == "cgroup" and NAMED in m.options]
     return Path(named[-1]) if named else None
-
-
-def _parse_cgroup_mounts(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(kind, root, mount point, super options) of each mount of a cgroup file system."""
-    # Not splitlines: a mount point may hold any character but space, tab, newline, backslash.
-    for line in text.split("\n"):
-        before, _, after = line.partition(" - ")
-        fields, (kind, _, options) = before.split(" "), (*after.split(" ", 2), "", "")[:3]
-        if kind in ("cgroup", "cgroup2"):
-            yield kind, fields[3], _unescape(fields[4]), options.split(" ")[-1].split(",")
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def read_tree(mount: CgroupMount, control_group: str = "/") -> CgroupTree:

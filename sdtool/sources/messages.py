@@ -6,6 +6,7 @@ Source: org.freedesktop.systemd1(5). Asking for them is ``sources.systemd``'s bu
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -187,6 +188,11 @@ def parse_job(job: Sequence[Any] | None) -> str | None:
 def parse_listens(rows: Sequence[Sequence[Any]]) -> tuple[ListenAddress, ...]:
     """The Listen property of a .socket unit, ``a(ss)``."""
     return tuple(ListenAddress(type=row[0], address=row[1]) for row in rows)
+
+
+def parse_fd_store(rows: Sequence[Sequence[Any]]) -> frozenset[int]:
+    """The sockets in what DumpUnitFileDescriptorStore answers, ``a(suuutuusu)``, by inode."""
+    return frozenset(row[4] for row in rows if stat.S_ISSOCK(row[1]))
 
 
 def _join(properties: Mapping[str, Any], *names: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from sdtool.model.sockets import Wanted
 from sdtool.model.unit import Unit
-from sdtool.sources import processes, sockets
+from sdtool.sources import descriptors, processes, sockets
 from sdtool.sources.cgroups import CgroupMount
 
 JOURNALS = ("/var/log/journal", "/run/log/journal")
@@ -18,7 +19,7 @@ def probe_privileges() -> tuple[bool, str]:
     uid = os.geteuid()
     if processes.hides_processes():
         return False, f"uid {uid} may not see other users' processes: {processes.HIDDEN}"
-    if not processes.sees_all_descriptors():
+    if not descriptors.sees_all_descriptors():
         return False, f"uid {uid} may not see other users' descriptors: {processes.PTRACE_HINT}"
     return True, f"uid {uid} may see every process's descriptors"
 
@@ -60,7 +61,7 @@ def probe_cgroups(mount: CgroupMount) -> tuple[bool, str]:
 
 def probe_sock_diag(mount: CgroupMount) -> tuple[bool, str]:
     """Whether sockets come with the id of the cgroup that created them."""
-    rows = sockets.read_listeners()
+    rows = sockets.read_sockets(Wanted(listening=True))
     if mount.version == 1:
         return False, "cgroup ids name no unit on cgroup v1"
     if rows and all(row.cgroup_id is None for row in rows):

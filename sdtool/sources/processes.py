@@ -1,4 +1,4 @@
-"""Processes, from /proc: identity, tree, signal masks, descriptors of sockets.
+"""Processes, from /proc: identity, tree, signal masks, namespaces.
 
 The user, the command line, CPU time and memory are psutil's job; identity is ours, because a
 process is (pid, start time in ticks) and psutil rounds that to a float. A process that vanishes
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from sdtool.model.process import ProcessFacts, ProcessId, ProcessRef, SignalMasks
-from sdtool.model.sockets import HolderScan
 from sdtool.sources.cgroups import read_process_cgroup
 
 # rt_sigtimedwait in asm/unistd_64.h and its kin.
@@ -27,9 +26,6 @@ SIGTIMEDWAIT = {
     "ppc64le": b"176",
     "s390x": b"177",
 }
-
-CAP_DAC_READ_SEARCH = 2
-CAP_SYS_PTRACE = 19
 
 HIDDEN = "/proc is mounted with hidepid, and shows it to root alone"
 UNREADABLE = "/proc did not let it be read"
@@ -184,20 +180,16 @@ def read_user_name(uid: int) -> str:
 
 
 def read_netns(pid: int | str) -> int | None:
-    """The inode of a process's network namespace; None when it is hidden or gone.
-
-    The st_ino of /proc/PID/net/tcp's directory would tell less; ns/net needs ptrace access.
-    """
+    """The inode of a process's network namespace; None when it is hidden or gone."""
     with contextlib.suppress(OSError):
-        return os.stat(f"/proc/{pid}/ns/net").st_ino
+        return parse_netns(os.readlink(f"/proc/{pid}/ns/net"))
     return None
 
 
-def read_other_namespaces() -> tuple[frozenset[int], int]:
-    """The network namespaces beside our own, and of how many processes they may not be seen."""
-    seen = [(pid, read_netns(pid)) for pid in read_pids()]
-    hidden = sum(1 for pid, netns in seen if netns is None and read_identity(pid) is not None)
-    return frozenset(netns for _, netns in seen if netns) - {read_netns("self")}, hidden
+def parse_netns(link: str) -> int | None:
+    """The inode in "net:[4026531840]"; None for anything else."""
+    number = link.removeprefix("net:[").removesuffix("]")
+    return int(number) if number.isdecimal() and link == f"net:[{number}]" else None
 
 
 # Signals -------------------------------------------------------------------------------------
@@ -289,72 +281,10 @@ def _read_waiting(pid: int) -> bool | None:
     return False
 
 
-# Descriptors ---------------------------------------------------------------------------------
-
-
-def read_socket_inodes(pid: int) -> frozenset[int] | None:
-    """The socket inodes a process holds; None when its descriptors may not be seen.
-
-    A process that is gone holds none.
-    """
-    inodes = set()
-    directory = f"/proc/{pid}/fd"
-    try:
-        for fd in os.listdir(directory):
-            with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(f"{directory}/{fd}")
-                if target.startswith("socket:["):
-                    inodes.add(int(target[8:-1]))
-    except (FileNotFoundError, ProcessLookupError):
-        return None if is_hidden(pid) else frozenset()
-    except PermissionError:
-        return None
-    return frozenset(inodes)
-
-
-def sees_all_descriptors() -> bool:
-    """Whether our capabilities let us look into the descriptors of other users' processes.
-
-    In a user namespace they count for its own processes only (user_namespaces(7)): PID 1 tells.
-    """
+def read_capabilities() -> frozenset[int]:
+    """Our own effective capabilities, by number: capabilities(7)."""
     effective = int(parse_status(_read("/proc/self/status"))[b"CapEff"], 16)
-    if not all(effective >> number & 1 for number in (CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE)):
-        return False
-    return read_socket_inodes(1) is not None
-
-
-def read_holders(
-    inodes: frozenset[int], pids: Iterable[int], *, all_pids: bool = False
-) -> HolderScan:
-    """Which of the processes hold which of the sockets.
-
-    Args:
-        all_pids: ``pids`` are all that there are, so that nobody else can hold one.
-    """
-    found, hidden = [], 0
-    for pid in pids:
-        held = read_socket_inodes(pid)
-        if held is None:
-            hidden += 1
-            continue
-        for inode in sorted(held & inodes):
-            process = read_process(pid)
-            if process is not None:
-                ref = ProcessRef(pid=pid, comm=process.comm)
-                found.append((inode, ref, process.control_group))
-    many = "1 process" if hidden == 1 else f"{hidden} processes"
-    reason = f"{many} may not be looked into: {PTRACE_HINT}" if hidden else None
-    veiled = all_pids and hides_processes()
-    if veiled:
-        reason = f"other users' processes are hidden: {HIDDEN}"
-    complete = all_pids and not hidden and not veiled
-    return HolderScan(
-        by_inode=tuple(sorted(found, key=_by_inode)), complete=complete, reason=reason
-    )
-
-
-def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:
-    return row[0], row[1].pid
+    return frozenset(number for number in range(64) if effective >> number & 1)
 
 
 def hides_processes() -> bool:

@@ -1,10 +1,11 @@
-"""Sockets, from the kernel over NETLINK_SOCK_DIAG: what there is, and what is destroyed.
+"""Sockets, from the kernel over NETLINK_SOCK_DIAG: TCP, MPTCP, UDP and AF_UNIX.
 
 It is the only source that names the creating cgroup of another user's socket without privilege,
-and the fastest. It sees one network namespace: the caller's. Filters (protocol, state, port) run
-in the kernel, because a row costs 5 us in Python.
+and the fastest. It sees one network namespace: the calling thread's. Filters (protocol, state,
+port, cgroup) run in the kernel, because a row costs 5 us in Python. Where the kernel has no
+sock_diag for us, ``procnet`` reads the same from text files, with less in it.
 
-Source: sock_diag(7), linux/sock_diag.h, linux/inet_diag.h, linux/netlink.h.
+Source: sock_diag(7), linux/sock_diag.h, linux/inet_diag.h, linux/unix_diag.h.
 """
 
 from __future__ import annotations
@@ -14,63 +15,69 @@ import os
 import socket
 import struct
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts
-from sdtool.model.stop import Event, EventKind, EventSource
+from sdtool.model.sockets import SocketFacts, Wanted
+from sdtool.sources.netlink import dump, pack_attribute, parse_attributes
 from sdtool.sources.processes import read_netns
 
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST = 0x1
-NLM_F_DUMP = 0x300
-NLM_F_DUMP_INTR = 0x10
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
-
-NLMSGHDR = struct.Struct("=IHHII")
 REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 SOCKID = struct.Struct("=2s2s16s16sI8s")  # sport, dport, src, dst, interface, cookie
 MESSAGE = struct.Struct("=4B2s2s16s16sI8s5I")
-ATTRIBUTE = struct.Struct("=HH")
+UNIX_REQUEST = struct.Struct("=BBxxIII8s")  # family, protocol, states, inode, show, cookie
+UNIX_MESSAGE = struct.Struct("=4BI8s")  # family, type, state, pad, inode, cookie
 
 INET_DIAG_SKV6ONLY = 11
 INET_DIAG_CGROUP_ID = 21
 INET_DIAG_REQ_BYTECODE = 1
 INET_DIAG_REQ_PROTOCOL = 3
 INET_DIAG_BC_S_EQ = 11
+INET_DIAG_BC_CGROUP_COND = 13
+
+UDIAG_SHOW_NAME = 1
+UDIAG_SHOW_UID = 0x40
+UNIX_DIAG_NAME = 0
+UNIX_DIAG_UID = 7
 
 # tcp_states.h; BOUND_INACTIVE (since 6.8) is asked for with bit 13 and answers as CLOSE.
 STATES = (
     *("UNKNOWN", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
     *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV", "BOUND"),
 )
+FIN_WAIT2 = 5
+CLOSE = 7
 STATE_LISTEN = 1 << 10
-STATE_CLOSE = 1 << 7
+STATE_CLOSE = 1 << CLOSE
 ALL_STATES = 0x3FFF
+
+TIMER_KEEPALIVE = 2
+TIMER_TIME_WAIT = 3
 
 PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "mptcp": 262}
 SOCKET_TYPES: Mapping[str, str] = {"tcp": "stream", "udp": "dgram", "mptcp": "stream"}
+UNIX_TYPES: Mapping[int, str] = {1: "stream", 2: "dgram", 5: "seqpacket"}
 
-MAX_INTERRUPTED_DUMPS = 3
+MAX_CGROUPS = 20
+"""Conditions in one filter: a jump to its end is a byte long, and a condition twelve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to ask the kernel for.
+    """What to ask the kernel for: the sockets of one protocol and family.
 
     Attributes:
         states: Bit n for state n.
         port: Only sockets of this local port, 0 for all.
+        cgroups: Only sockets made in one of these, by id; none for all. Not with a port.
     """
 
     protocol: str
     family: int = socket.AF_INET
     states: int = ALL_STATES
     port: int = 0
+    cgroups: tuple[int, ...] = ()
 
     def pack(self) -> bytes:
         """As struct inet_diag_req_v2 with its attributes."""
@@ -79,135 +86,127 @@ class Query:
         sport = struct.pack("!H", self.port)
         body += SOCKID.pack(sport, b"", b"", b"", 0, b"\xff" * 8)
         if number > 255:
-            body += ATTRIBUTE.pack(8, INET_DIAG_REQ_PROTOCOL) + struct.pack("=I", number)
+            body += pack_attribute(INET_DIAG_REQ_PROTOCOL, struct.pack("=I", number))
         if self.port:
             program = struct.pack("=BBHBBH", INET_DIAG_BC_S_EQ, 8, 12, 0, 0, self.port)
-            body += ATTRIBUTE.pack(4 + len(program), INET_DIAG_REQ_BYTECODE) + program
-        return NLMSGHDR.pack(
-            NLMSGHDR.size + len(body),
-            SOCK_DIAG_BY_FAMILY,
-            NLM_F_REQUEST | NLM_F_DUMP,
-            1,
-            0,
-        ) + body  # fmt: skip
+            body += pack_attribute(INET_DIAG_REQ_BYTECODE, program)
+        elif self.cgroups:
+            body += pack_attribute(INET_DIAG_REQ_BYTECODE, _pack_cgroups(self.cgroups))
+        return body
 
 
-def read_listeners() -> tuple[SocketFacts, ...]:
-    """Every socket that takes connections or datagrams: TCP and MPTCP LISTEN, unconnected UDP."""
-    return _read_inet(
-        Query(protocol, family, STATE_CLOSE if protocol == "udp" else STATE_LISTEN)
-        for protocol in PROTOCOLS
-        for family in (socket.AF_INET, socket.AF_INET6)
+def _pack_cgroups(ids: tuple[int, ...]) -> bytes:
+    """A filter that lets pass what was made in one of the cgroups.
+
+    Each condition jumps to the very end when it holds, else to the next; behind the last one a
+    jump beyond the end says no.
+    """
+    size = 12
+    last = len(ids) - 1
+    return b"".join(
+        struct.pack(
+            "=BBHQ",
+            INET_DIAG_BC_CGROUP_COND,
+            size * (len(ids) - index),
+            size if index < last else size + 4,
+            number,
+        )
+        for index, number in enumerate(ids)
     )
 
 
-def read_port(port: int, protocols: tuple[str, ...]) -> tuple[SocketFacts, ...]:
-    """Every socket with this local port, in whatever state."""
-    found = _read_inet(
-        Query(protocol, family, port=port)
-        for protocol in protocols
-        for family in (socket.AF_INET, socket.AF_INET6)
-    )
-    # The kernel does not apply the filter to rows that are bound and inactive.
-    return tuple(row for row in found if row.port == port)
+def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[SocketFacts, ...]:
+    """The sockets of this thread's network namespace, by port and address, then by path.
 
+    Args:
+        door: Made by ``netlink.open_diag`` in the namespace to ask instead; the sockets are then
+            said to be in this thread's all the same.
 
-def read_sockets() -> tuple[SocketFacts, ...]:
-    """Every TCP, MPTCP and UDP socket, in whatever state."""
-    return _read_inet(
-        Query(protocol, family)
-        for protocol in PROTOCOLS
-        for family in (socket.AF_INET, socket.AF_INET6)
-    )
-
-
-def _read_inet(queries: Iterator[Query]) -> tuple[SocketFacts, ...]:
+    Raises:
+        Unavailable: The kernel does not list them.
+    """
     netns = read_netns("thread-self")
-    found = {}
-    for query in queries:
-        for row in _dump(query):
+    found: dict[tuple[object, ...], SocketFacts] = {}
+    for query in _queries(wanted):
+        for row in _dump(query.pack(), query.protocol, query.family, door):
             facts = parse_message(row, query.protocol, netns)
-            # An MPTCP listener shows its TCP subflow too, with a cookie of its own.
-            found[query.protocol, facts.cookie, facts.inode, facts.peer_port] = facts
-    return tuple(sorted(found.values(), key=_by_address))
+            if _is_wanted(facts, wanted):
+                # An MPTCP listener shows its TCP subflow too, with a cookie of its own.
+                found[query.protocol, facts.cookie, facts.inode, facts.peer_port] = facts
+    if "unix" in wanted.protocols:
+        for row in _dump(pack_unix_query(wanted.listening), "unix", socket.AF_UNIX, door):
+            facts = parse_unix_message(row, netns)
+            if facts.path is not None or not wanted.listening:
+                found["unix", facts.cookie] = facts
+    return tuple(sorted(found.values(), key=by_address))
 
 
-def _by_address(row: SocketFacts) -> tuple[int, str, str, str, int]:
-    return row.port, row.protocol, row.family, row.address, row.peer_port or 0
+def read_inodes() -> frozenset[int]:
+    """Of every socket with a port in this thread's network namespace, and nothing else of them.
+
+    Raises:
+        Unavailable: The kernel does not list them.
+    """
+    return frozenset(
+        MESSAGE.unpack_from(row)[14]
+        for query in _queries(Wanted())
+        for row in _dump(query.pack(), query.protocol, query.family)
+    )
 
 
-def _dump(query: Query) -> list[bytes]:
-    """One dump, repeated when the kernel says that the table changed under it."""
-    rows: list[bytes] = []
-    for _ in range(MAX_INTERRUPTED_DUMPS):
-        try:
-            rows, interrupted = _dump_once(query)
-        except OSError as error:
-            if _is_absent(query, error.errno):
-                return []
-            raise Unavailable(
-                f"The kernel does not list {query.protocol} sockets: "
-                f"{os.strerror(error.errno or 0)} (NETLINK_SOCK_DIAG).",
-                hint=f"modprobe {query.protocol}_diag, if the kernel has it as a module",
-            ) from error
-        if not interrupted:
-            break
-    return rows
+def _is_wanted(row: SocketFacts, wanted: Wanted) -> bool:
+    """The kernel does not apply its filter to rows that are bound and inactive."""
+    if wanted.cgroups and row.cgroup_id not in wanted.cgroups:
+        return False
+    return wanted.port in (0, row.port)
 
 
-def _is_absent(query: Query, code: int | None) -> bool:
+def _queries(wanted: Wanted) -> Iterator[Query]:
+    groups = wanted.cgroups
+    chunks = [groups[at : at + MAX_CGROUPS] for at in range(0, len(groups), MAX_CGROUPS)] or [()]
+    for protocol in wanted.protocols:
+        if protocol not in PROTOCOLS:
+            continue
+        states = STATE_CLOSE if protocol == "udp" else STATE_LISTEN
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for chunk in chunks:
+                asked = states if wanted.listening else ALL_STATES
+                yield Query(protocol, family, asked, wanted.port, chunk)
+
+
+def by_address(row: SocketFacts) -> tuple[int, str, str, str, int, str, int]:
+    """The order of sockets in every answer."""
+    return (
+        row.port or 0,
+        row.protocol,
+        row.family,
+        row.address or "",
+        row.peer_port or 0,
+        row.path or "",
+        row.inode or 0,
+    )
+
+
+def _dump(
+    body: bytes, protocol: str, family: int, door: socket.socket | None = None
+) -> list[bytes]:
+    try:
+        return dump(body, door)
+    except OSError as error:
+        if _is_absent(protocol, family, error.errno):
+            return []
+        raise Unavailable(
+            f"The kernel does not list {protocol} sockets: "
+            f"{os.strerror(error.errno or 0)} (NETLINK_SOCK_DIAG).",
+            hint=f"modprobe {protocol}_diag, if the kernel has it as a module",
+        ) from error
+
+
+def _is_absent(protocol: str, family: int, code: int | None) -> bool:
     """Whether the error says that there can be no such sockets, not that they cannot be listed."""
-    if query.protocol == "mptcp":
+    if protocol == "mptcp":
         return code in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EINVAL)
-    return query.family == socket.AF_INET6 and code in (errno.EINVAL, errno.EAFNOSUPPORT)
-
-
-def _dump_once(query: Query) -> tuple[list[bytes], bool]:
-    rows: list[bytes] = []
-    interrupted = False
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-    with socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(5.0)
-        netlink.sendto(query.pack(), (0, 0))
-        while True:
-            for kind_of, flags, payload in parse_messages(netlink.recv(1 << 18)):
-                interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
-                if kind_of in (NLMSG_DONE, NLMSG_ERROR):
-                    _raise_errno(payload)
-                    return rows, interrupted
-                rows.append(payload)
-
-
-def _raise_errno(payload: bytes) -> None:
-    """A failed dump carries its errno in NLMSG_DONE, not in NLMSG_ERROR."""
-    if len(payload) >= 4:
-        (code,) = struct.unpack_from("=i", payload)
-        if code:
-            raise OSError(-code, os.strerror(-code))
-
-
-def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, flags, payload) of each netlink message in a datagram; a truncated one is dropped."""
-    offset = 0
-    while offset + NLMSGHDR.size <= len(data):
-        length, kind, flags, _, _ = NLMSGHDR.unpack_from(data, offset)
-        if length < NLMSGHDR.size or offset + length > len(data):
-            return
-        yield kind, flags, data[offset + NLMSGHDR.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def parse_attributes(data: bytes) -> dict[int, bytes]:
-    """The rtattr list behind a message."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + ATTRIBUTE.size <= len(data):
-        length, kind = ATTRIBUTE.unpack_from(data, offset)
-        if length < ATTRIBUTE.size:
-            break
-        found[kind & 0x3FFF] = data[offset + ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return found
+    return family == socket.AF_INET6 and code in (errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def parse_message(data: bytes, protocol: str, netns: int | None) -> SocketFacts:
@@ -227,95 +226,74 @@ def parse_message(data: bytes, protocol: str, netns: int | None) -> SocketFacts:
         port=int.from_bytes(row[4], "big"),
         peer_address=_address(family, row[7]) if peer_port else None,
         peer_port=peer_port or None,
-        state=_state(protocol, state),
+        state=state_name(protocol, state),
         inode=inode or None,
         uid=uid,
         cookie=int.from_bytes(row[9], sys.byteorder),
         cgroup_id=int.from_bytes(cgroup[:8], sys.byteorder) if cgroup else None,
         v6only=bool(v6only[0]) if v6only else None,
-        expires_us=expires_ms * 1000 if timer else None,
+        expires_us=expires_ms * 1000 if _frees(timer, state, inode) else None,
         netns=netns,
     )
+
+
+def _frees(timer: int, state: int, inode: int) -> bool:
+    """Whether a timer's end is the socket's; others only send something again."""
+    if timer == TIMER_TIME_WAIT:
+        return True
+    return timer == TIMER_KEEPALIVE and state == FIN_WAIT2 and not inode
 
 
 def _address(family: int, raw: bytes) -> str:
     return socket.inet_ntop(family, raw[:4] if family == socket.AF_INET else raw)
 
 
-def _state(protocol: str, number: int) -> str:
-    if number == 7:
-        return "UNCONN" if protocol == "udp" else "BOUND"
+def state_name(protocol: str, number: int) -> str:
+    """The kernel's name of a state without TCP_, with words for the two that CLOSE stands for."""
+    if number == CLOSE:
+        return "BOUND" if protocol in ("tcp", "mptcp") else "UNCONN"
     return STATES[number] if number < len(STATES) else str(number)
 
 
-class SocketObserver:
-    """Tells when listening sockets of a unit are destroyed, by the kernel's own notification.
+# AF_UNIX -------------------------------------------------------------------------------------
 
-    The groups SKNLGRP_INET_TCP_DESTROY .. INET6_UDP_DESTROY of sock_diag; any user may listen.
-    Notifications trail the close by tens of milliseconds (an RCU grace period).
+
+def pack_unix_query(listening: bool) -> bytes:
+    """A struct unix_diag_req for all sockets, or those that others can reach by name."""
+    states = STATE_LISTEN | STATE_CLOSE if listening else ALL_STATES
+    show = UDIAG_SHOW_NAME | UDIAG_SHOW_UID
+    return UNIX_REQUEST.pack(socket.AF_UNIX, 0, states, 0, show, b"\xff" * 8)
+
+
+def parse_unix_message(data: bytes, netns: int | None) -> SocketFacts:
+    """Read a struct unix_diag_msg with its attributes; the kernel tells no creator of these."""
+    _, kind, state, _, inode, cookie = UNIX_MESSAGE.unpack_from(data)
+    attributes = parse_attributes(data[UNIX_MESSAGE.size :])
+    return SocketFacts(
+        family="unix",
+        protocol="unix",
+        type=UNIX_TYPES.get(kind, str(kind)),
+        address=None,
+        port=None,
+        path=parse_unix_name(attributes.get(UNIX_DIAG_NAME, b"")),
+        peer_address=None,
+        peer_port=None,
+        state=state_name("unix", state),
+        inode=inode or None,
+        uid=int.from_bytes(attributes.get(UNIX_DIAG_UID, b""), sys.byteorder),
+        cookie=int.from_bytes(cookie, sys.byteorder),
+        cgroup_id=None,
+        v6only=None,
+        expires_us=None,
+        netns=netns,
+    )
+
+
+def parse_unix_name(name: bytes) -> str | None:
+    """A path, or an abstract name with "@" for its NUL; any bytes may be in it. None if unnamed.
+
+    A path ends at its first NUL, an abstract name has none that ends it: unix(7).
     """
-
-    name = "sock_diag"
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._by_cookie: dict[int, SocketFacts] = {}
-        self.lost = 0
-        self._netlink: socket.socket | None = None
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        try:
-            self._netlink = socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG)
-            self._netlink.bind((0, 0b1111))
-            self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
-        except OSError as error:
-            self.close()
-            self.available = False
-            self.reason = f"no destroy notifications: {os.strerror(error.errno or 0)}"
-
-    def watch(self, sockets: Iterable[SocketFacts]) -> None:
-        """Tell of these sockets from now on, and of what happened to them since the start."""
-        self._by_cookie.update((row.cookie, row) for row in sockets)
-
-    def fileno(self) -> int:
-        """Readable when there is something to read; -1 when not available."""
-        return self._netlink.fileno() if self._netlink is not None else -1
-
-    def read_events(self) -> tuple[Event, ...]:
-        """The watched sockets that were destroyed since the last call."""
-        events: list[Event] = []
-        while self._netlink is not None:
-            try:
-                data = self._netlink.recv(1 << 16)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
-                continue
-            events.extend(self._parse(data))
-        return tuple(events)
-
-    def _parse(self, data: bytes) -> Iterator[Event]:
-        now = time.monotonic_ns() // 1000
-        for _, _, payload in parse_messages(data):
-            if len(payload) < MESSAGE.size:
-                continue
-            cookie = int.from_bytes(MESSAGE.unpack_from(payload)[9], sys.byteorder)
-            row = self._by_cookie.pop(cookie, None)
-            if row is not None:
-                yield Event(
-                    unit=self._unit,
-                    at_us=now,
-                    kind=EventKind.PORT_RELEASED,
-                    source=EventSource.SOCKETS,
-                    protocol=row.protocol,
-                    address=row.address,
-                    port=row.port,
-                )
-
-    def close(self) -> None:
-        """Stop listening."""
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
+    if name.startswith(b"\0"):
+        return "@" + os.fsdecode(name[1:])
+    return os.fsdecode(name.partition(b"\0")[0]) or None

@@ -32,7 +32,7 @@ from sdtool.model.manager import (
 )
 from sdtool.model.names import unit_path
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import SocketUnit
+from sdtool.model.sockets import FdStore, SocketUnit
 from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources.bus import (
     BROKER,
@@ -52,6 +52,7 @@ from sdtool.sources.messages import (
     PROPERTIES,
     UNIT,
     parse_details,
+    parse_fd_store,
     parse_listens,
     parse_properties_changed,
     parse_signal,
@@ -388,13 +389,41 @@ class Manager:
                 raise
 
     async def list_socket_units(self) -> tuple[SocketUnit, ...]:
-        """Every loaded .socket unit with the addresses that it listens on."""
-        names = [unit.name for unit in await self.list_units(["*.socket"])]
-        values = await self.read_properties(names, [("Socket", "Listen")])
+        """Every .socket unit that is not inactive, with the addresses that it listens on."""
+        units = await self.list_units(["*.socket"])
+        names = [unit.name for unit in units if unit.active_state not in ("inactive", "failed")]
+        values = await self.read_properties(
+            names, [("Socket", "Listen"), ("Socket", "NetworkNamespacePath")]
+        )
         return tuple(
-            SocketUnit(name=name, listens=parse_listens(found.get("Listen") or ()))
+            SocketUnit(
+                name=name,
+                listens=parse_listens(found.get("Listen") or ()),
+                namespace_path=found.get("NetworkNamespacePath") or None,
+            )
             for name, found in values.items()
         )
+
+    async def list_fd_stores(self) -> tuple[FdStore, ...]:
+        """Every service for which the manager keeps descriptors, with the sockets among them."""
+        names = [unit.name for unit in await self.list_units(["*.service"])]
+        values = await self.read_properties(names, [("Service", "NFileDescriptorStore")])
+        return tuple(
+            [
+                FdStore(unit=name, inodes=await self._read_fd_store(name))
+                for name, found in values.items()
+                if found.get("NFileDescriptorStore")
+            ]
+        )
+
+    async def _read_fd_store(self, name: str) -> frozenset[int] | None:
+        """The inodes in a fd store; None where the manager cannot tell (before systemd 254)."""
+        try:
+            (rows,) = await self._ask("DumpUnitFileDescriptorStore", "s", [name], subject=name)
+        except (NoSuchUnit, NotApplicable, BusError) as error:
+            log.debug("the fd store of %s: %s", name, error)
+            return None
+        return parse_fd_store(rows)
 
     async def ref_unit(self, name: str) -> bool:
         """Keep a unit from being garbage-collected while we look; False when not permitted."""

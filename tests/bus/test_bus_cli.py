@@ -30,7 +30,7 @@ QUICK_S = 5.0
 def envelope(ran: CompletedProcess[str]) -> dict[str, Any]:
     """The document that a command printed, which must say the command's own exit status."""
     document = json.loads(ran.stdout)
-    assert ["sdtool", "command", "exit", "data", "errors"] == list(document)
+    assert ["sdtool", "command", "exit", "data", "errors", "notes"] == list(document)
     assert ("", document["exit"]) == (ran.stderr, ran.returncode)
     return dict(document)
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 
 from sdtool.model.scope import Scope
-from sdtool.sources import processes
+from sdtool.sources import descriptors
 from tests.system.bench import Bench, Client, flag_of, sdtool_argv
 
 
@@ -430,5 +430,5 @@ def test_stop_interrupted_before_it_asked_says_nothing_of_a_job(
 def wait_for_socket(pid: int) -> None:
     """Wait until a process has opened a socket: it talks to the manager from then on."""
     until = time.monotonic() + 10
-    while not processes.read_socket_inodes(pid):
+    while not descriptors.Sweep([pid]).sockets:
         assert time.monotonic() < until, "it never connected"

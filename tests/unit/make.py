@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtool.analysis.membership import list_units, take_census
-from sdtool.analysis.ownership import join
+from sdtool.analysis.ownership import join, name_units_behind
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import (
     Disposition,
@@ -22,7 +22,7 @@ from sdtool.model.process import (
     SignalMasks,
 )
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import HolderScan, Socket, SocketFacts, SocketUnit
+from sdtool.model.sockets import HolderScan, ManagersSockets, Socket, SocketFacts, SocketUnit
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -43,6 +43,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 UNIT = "web.service"
 GROUP = f"/system.slice/{UNIT}"
+INIT = "/init.scope"
 T0 = 1_000_000_000
 LIMIT_US = 2_000_000
 
@@ -180,6 +181,9 @@ def socket(**fields: Any) -> Socket:
         "v6only": None,
         "netns": 1,
         "netns_name": None,
+        "elsewhere": False,
+        "peer": None,
+        "expires_us": None,
         "creator": None,
         "creator_reason": None,
         "holders": None,
@@ -188,6 +192,15 @@ def socket(**fields: Any) -> Socket:
         "socket_unit": None,
     }
     return Socket(**{**values, **fields})
+
+
+CGROUPS = {1: "/", 7: GROUP, 8: INIT, 9: "/system.slice/web.socket"}
+
+
+def joined(facts: SocketFacts, look: HolderScan | None = None) -> Socket:
+    """One socket of a system manager with its owners."""
+    (found,) = join([facts], CGROUPS, look, ManagerRoots())
+    return found
 
 
 def scan(*holders: tuple[int, int, str | None], **fields: Any) -> HolderScan:
@@ -299,6 +312,8 @@ def list_joined(
     roots: ManagerRoots,
 ) -> tuple[ListedUnit, ...]:
     """``list_units`` with the listeners joined first, as the host does it."""
-    joined = join(listeners, cgroups, None, socket_units, roots)
+    scope = Scope.USER if roots.user else Scope.SYSTEM
+    behind = ManagersSockets(manager=scope, units=tuple(socket_units))
+    joined = name_units_behind(join(listeners, cgroups, None, roots), behind)
     census = take_census(cgroups.values(), members, joined, roots)
-    return list_units(units, census, Scope.USER if roots.user else Scope.SYSTEM)
+    return list_units(units, census, scope)

@@ -15,8 +15,8 @@ from sdtool.cli.invocation import Invocation, report_failure, wants_colour
 from sdtool.cli.ports import parse_port
 from sdtool.errors import Exit, InvalidArgument, NoSuchUnit
 from sdtool.model.answer import Answer
+from sdtool.model.ports import PortSpec
 from sdtool.model.scope import Scope
-from sdtool.model.sockets import PortSpec
 from tests.unit.conftest import Run
 from tests.unit.make import unit
 

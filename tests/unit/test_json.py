@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.membership import build_processes, explain_process, list_units, take_census
-from sdtool.analysis.ownership import judge_port, name_listeners
+from sdtool.analysis.ports import judge_port, name_listeners
 from sdtool.errors import NoSuchUnit, SdtoolError
 from sdtool.model.facility import Facility
+from sdtool.model.ports import PortSpec
 from sdtool.model.process import Container, ProcessRef
-from sdtool.model.sockets import Creator, Holder, PortSpec
+from sdtool.model.sockets import Creator, Holder
 from sdtool.model.stop import (
     EventKind,
     EventSource,
@@ -46,7 +47,6 @@ from tests.unit.make import (
     ms,
     phase,
     policy,
-    row,
     socket,
     stopped,
     unit,
@@ -102,10 +102,8 @@ TRACE = Trace(
     sockets_reason=None,
     triggered_by=("web.socket",),
 )
-BLOCKED = judge_port(
-    PortSpec(port=80), [row(state="TIME_WAIT")], [replace(SOCKET, state="TIME_WAIT")]
-)[0]
-OWNED = judge_port(PortSpec(port=80), [row()], [SOCKET])[0]
+BLOCKED = judge_port(PortSpec(port=80), [replace(SOCKET, state="TIME_WAIT")])[0]
+OWNED = judge_port(PortSpec(port=80), [SOCKET])[0]
 CHANGE = PortChange(protocol="tcp", address="::", port=80, at_us=T0)
 REPORT = stopped(
     [MAIN, CHILD],
@@ -247,10 +245,10 @@ def test_unknown_of_a_listed_unit_has_its_own_reason_beside_it() -> None:
 # Envelope ------------------------------------------------------------------------------------
 
 
-def test_envelope_has_its_five_keys_in_order() -> None:
-    """Version, command, exit, data, errors."""
+def test_envelope_has_its_keys_in_order() -> None:
+    """Version, command, exit, data, errors, and what the data may lack."""
     document = opened([unit()])
-    assert ["sdtool", "command", "exit", "data", "errors"] == list(document)
+    assert ["sdtool", "command", "exit", "data", "errors", "notes"] == list(document)
     assert (1, "list", 0, []) == (
         document["sdtool"],
         document["command"],

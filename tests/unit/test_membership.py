@@ -15,9 +15,9 @@ from sdtool.analysis.membership import (
     role_of,
     take_census,
 )
-from sdtool.analysis.ownership import join, name_socket_units
+from sdtool.analysis.ownership import join, name_units_behind
 from sdtool.model.process import Disposition, ProcessRef, Role
-from sdtool.model.sockets import ListenAddress, SocketUnit
+from sdtool.model.sockets import ListenAddress, ManagersSockets, SocketUnit
 from sdtool.model.unit import ListedUnit, ManagerRoots, UnitDetails
 from tests.unit.make import GROUP, UNIT, details, facts, list_joined, masks, policy, row, unit
 
@@ -171,9 +171,11 @@ def test_listed_units_of_two_managers_share_no_name() -> None:
 def test_socket_of_a_user_manager_is_its_socket_units() -> None:
     """Only the manager that made a socket says which of its units it is for."""
     cgroups = {7: f"{USER_MANAGER}/init.scope"}
-    (made,) = join([row(port=18, cgroup_id=7)], cgroups, None, (), ROOTS)
+    (made,) = join([row(port=18, cgroup_id=7)], cgroups, None, ROOTS)
     assert ["odd.socket", None] == [
-        name_socket_units([made], manager, [SOCKET_UNIT])[0].socket_unit
+        name_units_behind([made], ManagersSockets(manager=manager, units=(SOCKET_UNIT,)))[
+            0
+        ].socket_unit
         for manager in ("user@0.service", "user@1.service")
     ]
 

@@ -1,4 +1,4 @@
-"""Who owns a cgroup, a socket, a port."""
+"""Who made a socket, and who holds it."""
 
 from __future__ import annotations
 
@@ -7,49 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
-    doubt_unfound,
-    explain_no_creators,
+    explain_no_owners,
     join,
-    judge_port,
     listens_on,
-    name_listeners,
-    owns,
-    read_container,
-    read_path,
-    socket_owners,
+    managers_of,
+    name_units_behind,
 )
-from sdtool.model.process import Container
+from sdtool.analysis.ports import socket_owners
+from sdtool.model.ports import Via
 from sdtool.model.sockets import (
     Creator,
+    FdStore,
     Holder,
     HolderScan,
     ListenAddress,
-    PortSpec,
-    PortVerdict,
+    ManagersSockets,
     Socket,
-    SocketFacts,
     SocketUnit,
-    Via,
 )
-from sdtool.model.unit import CgroupOwner, ManagerRoots, Unit
-from tests.unit.make import GROUP, UNIT, row, scan, socket, unit
+from sdtool.model.unit import ManagerRoots
+from tests.unit.make import CGROUPS, GROUP, INIT, UNIT, joined, row, scan, socket
 
 ROOTS = ManagerRoots()
-HEX = "0123456789abcdef" * 4
-INIT = "/init.scope"
 USER = "/user.slice/user-1000.slice/user@1000.service"
-
-CGROUPS = {1: "/", 7: GROUP, 8: INIT, 9: "/system.slice/web.socket"}
-
-
-def joined(
-    rows: SocketFacts | list[SocketFacts],
-    look: HolderScan | None = None,
-    units: tuple[SocketUnit, ...] = (),
-) -> Socket:
-    """One socket with its owners."""
-    (found,) = join([rows] if isinstance(rows, SocketFacts) else rows, CGROUPS, look, units, ROOTS)
-    return found
 
 
 def owners(found: Socket) -> list[tuple[str | None, Via]]:
@@ -57,122 +37,16 @@ def owners(found: Socket) -> list[tuple[str | None, Via]]:
     return [(owner.unit, owner.via) for owner in socket_owners(found)]
 
 
-# Cgroups -------------------------------------------------------------------------------------
+def listening(name: str, netns: int | None = None) -> SocketUnit:
+    """A .socket unit that listens on the address of ``row``."""
+    listen = ListenAddress(type="Stream", address="127.0.0.1:80")
+    return SocketUnit(name=name, listens=(listen,), netns=netns)
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/", CgroupOwner()),
-        ("/init.scope", CgroupOwner(unit="init.scope")),
-        (GROUP, CgroupOwner(unit=UNIT, slice="system.slice")),
-        (f"{GROUP}/worker/1", CgroupOwner(unit=UNIT, slice="system.slice")),
-        (
-            "/system.slice/system-getty.slice/getty@tty1.service",
-            CgroupOwner(unit="getty@tty1.service", slice="system-getty.slice"),
-        ),
-        (
-            "/user.slice/user-1000.slice/session-c2.scope",
-            CgroupOwner(unit="session-c2.scope", slice="user-1000.slice", session="c2"),
-        ),
-        (
-            f"{USER}/app.slice/a.service",
-            CgroupOwner(unit="user@1000.service", user_unit="a.service", slice="app.slice"),
-        ),
-        (
-            f"{USER}/init.scope",
-            CgroupOwner(unit="user@1000.service", user_unit="init.scope", slice="user-1000.slice"),
-        ),
-        (USER, CgroupOwner(unit="user@1000.service", slice="user-1000.slice")),
-        ("/system.slice", CgroupOwner(slice="system.slice")),
-        ("/kubepods/pod1/abc", CgroupOwner()),
-        ("/_cpu.service", CgroupOwner(unit="cpu.service")),
-    ],
-)
-def test_path_is_read_as_logind_does(path: str, expected: CgroupOwner) -> None:
-    """The unit is the first component below the slices, and again below a user manager."""
-    assert expected == read_path(path, ROOTS)
-
-
-def test_root_of_the_manager_is_cut_off() -> None:
-    """In a container the system manager's units are below its own cgroup."""
-    roots = ManagerRoots(system="/machine.slice/box")
-    inside = read_path(f"/machine.slice/box{GROUP}", roots)
-    assert CgroupOwner(unit=UNIT, slice="system.slice") == inside
-    assert CgroupOwner() == read_path("/machine.slice/boxer/system.slice/x.service", roots)
-
-
-def test_asked_user_manager_may_sit_anywhere() -> None:
-    """A user manager's units are those below the cgroup that it names."""
-    roots = ManagerRoots(user="/box/manager")
-    found = read_path("/box/manager/app.slice/a.service/sub", roots)
-    assert CgroupOwner(user_unit="a.service", slice="app.slice", asked=True) == found
-
-
-components = st.sampled_from(
-    (
-        *("system.slice", "a-b.slice", "_x.slice", ".slice", "slice", "a.slice.d", "payload"),
-        *("a.service", "user@1000.service", "init.scope", "session-1.scope", "web.socket", ""),
-    )
-)
-paths = st.lists(components, max_size=6).map(lambda parts: "/" + "/".join(parts))
-
-
-@given(paths, st.sampled_from([None, "/", "/system.slice", "/user@1000.service"]))
-def test_slice_is_never_a_unit_of_a_process(path: str, user_root: str | None) -> None:
-    """A process in a slice itself is managed by nobody."""
-    owner = read_path(path, ManagerRoots(user=user_root))
-    for name in (owner.unit, owner.user_unit, owner.innermost):
-        assert name is None or not name.endswith(".slice")
-    assert owner.slice is None or owner.slice.endswith(".slice")
-
-
-@given(st.text(max_size=40))
-def test_any_path_is_read(path: str) -> None:
-    """Names in the cgroup tree are anybody's choice."""
-    read_path(path, ROOTS)
-    read_container(path)
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        (GROUP, None),
-        (f"/system.slice/docker-{HEX}.scope", Container(runtime="docker", id=HEX)),
-        (f"/docker/{HEX}", Container(runtime="docker", id=HEX)),
-        (f"/machine.slice/libpod-{HEX}.scope/container", Container(runtime="podman", id=HEX)),
-        (f"/machine.slice/libpod-conmon-{HEX}.scope", None),
-        (
-            "/kubepods.slice/kubepods-burstable.slice/"
-            "kubepods-burstable-pod01234567_89ab_cdef_0123_456789abcdef.slice/"
-            f"cri-containerd-{HEX}.scope",
-            Container(runtime="containerd", id=HEX, pod="01234567-89ab-cdef-0123-456789abcdef"),
-        ),
-        (
-            "/machine.slice/systemd-nspawn@box.service",
-            Container(runtime="nspawn", id="box"),
-        ),
-        ("/machine.slice/machine-box.scope", Container(runtime="nspawn", id="box")),
-    ],
-)
-def test_container_is_told_by_its_path(path: str, expected: Container | None) -> None:
-    """The names that runtimes give to cgroups."""
-    assert expected == read_container(path)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/machine.slice/systemd-nspawn@box.service/payload/system.slice/web.service",
-        "/machine.slice/machine-box.scope/payload/init.scope",
-    ],
-)
-def test_name_of_a_container_ends_with_its_own_component(path: str) -> None:
-    """A container with units of its own has further services and scopes below."""
-    assert Container(runtime="nspawn", id="box") == read_container(path)
-
-
-# Sockets -------------------------------------------------------------------------------------
+def behind(found: Socket, *units: SocketUnit, stores: tuple[FdStore, ...] = ()) -> Socket:
+    """The socket with what the system's manager holds it for."""
+    managers = ManagersSockets(manager="system", units=units, stores=stores)
+    return name_units_behind([found], managers)[0]
 
 
 def test_creator_and_holders_are_two_facts() -> None:
@@ -191,21 +65,24 @@ def test_creator_that_is_gone_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "cgroups", "word"),
+    ("ids", "cgroups", "look", "word"),
     [
-        ([7], None, "cgroup v1"),
-        ([], None, "cgroup v1"),
-        ([None, None], CGROUPS, "Linux 5.9"),
-        ([None, 7], CGROUPS, None),
-        ([99], CGROUPS, None),
-        ([], CGROUPS, None),
+        ([7], None, None, "cgroup v1"),
+        ([7], None, scan((500, 30, GROUP)), None),
+        ([], None, None, None),
+        ([None, None], CGROUPS, None, "names no creating cgroup"),
+        ([None, 7], CGROUPS, None, None),
+        ([], CGROUPS, None, None),
     ],
 )
-def test_kernel_that_names_no_creator_is_told(
-    ids: list[int | None], cgroups: dict[int, str] | None, word: str | None
+def test_kernel_that_names_nobody_is_told(
+    ids: list[int | None],
+    cgroups: dict[int, str] | None,
+    look: HolderScan | None,
+    word: str | None,
 ) -> None:
-    """On cgroup v1 and where no socket has an id; one that is gone is another matter."""
-    reason = explain_no_creators([row(cgroup_id=one) for one in ids], cgroups)
+    """Where of no socket the creator or a holder is known, the units' ports are not either."""
+    reason = explain_no_owners(join([row(cgroup_id=one) for one in ids], cgroups, look, ROOTS))
     assert (word is None) == (reason is None)
     assert (word or "") in (reason or "")
 
@@ -245,10 +122,8 @@ def test_process_outside_every_unit_is_an_owner() -> None:
 
 def test_socket_unit_that_listens_is_named() -> None:
     """Held by the manager: the .socket unit whose Listen= it is."""
-    unit = SocketUnit(
-        name="web.socket", listens=(ListenAddress(type="Stream", address="127.0.0.1:80"),)
-    )
-    found = joined(row(cgroup_id=8), scan((500, 1, INIT)), (unit,))
+    unit = listening("web.socket")
+    found = behind(joined(row(cgroup_id=8), scan((500, 1, INIT))), unit)
     assert "web.socket" == found.socket_unit
     assert [("web.socket", Via.SOCKET_UNIT)] == owners(found)
 
@@ -277,6 +152,14 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("Stream", "[fe80::1%eth0]:80"), {"family": "inet6", "address": "fe80::1"}, True),
         (("Stream", "/run/web.sock"), {}, False),
         (("Stream", "@abstract"), {}, False),
+        (("Stream", "/run/web.sock"), {"family": "unix", "path": "/run/web.sock"}, True),
+        (("Stream", "@abstract"), {"family": "unix", "path": "@abstract"}, True),
+        (("Stream", "/run/web.sock"), {"family": "unix", "path": None}, False),
+        (
+            ("SequentialPacket", "/run/web.sock"),
+            {"family": "unix", "type": "seqpacket", "path": "/run/web.sock"},
+            True,
+        ),
         (("FIFO", "/run/80"), {}, False),
     ],
 )
@@ -285,170 +168,76 @@ def test_listen_line_is_matched_by_address_and_type(
 ) -> None:
     """Addresses are written as "127.0.0.1:80" and "[::]:80"."""
     line = ListenAddress(type=listen[0], address=listen[1])
-    assert expected == listens_on(line, row(**fields))
+    assert expected == listens_on(line, socket(**fields))
 
 
 @given(st.text(max_size=30))
 def test_any_listen_line_is_read(address: str) -> None:
     """A Listen= of tomorrow is at worst not ours."""
-    assert not listens_on(ListenAddress(type="Stream", address=address + "!"), row())
-
-
-# Ports ---------------------------------------------------------------------------------------
+    assert not listens_on(ListenAddress(type="Stream", address=address + "!"), socket())
 
 
 @pytest.mark.parametrize(
-    ("protocol", "state", "expected"),
+    ("units", "expected"),
     [
-        ("tcp", "LISTEN", True),
-        ("tcp", "BOUND", True),
-        ("tcp", "ESTABLISHED", False),
-        ("tcp", "TIME_WAIT", False),
-        ("mptcp", "LISTEN", True),
-        ("udp", "UNCONN", True),
-        ("udp", "ESTABLISHED", True),
+        ([("a.socket", None)], "a.socket"),
+        ([("a.socket", 1)], "a.socket"),
+        ([("a.socket", 2)], None),
+        ([("a.socket", 2), ("b.socket", 1)], "b.socket"),
+        ([("a.socket", 1), ("b.socket", 1)], None),
+        ([], None),
     ],
 )
-def test_accepted_connection_owns_no_port(protocol: str, state: str, expected: bool) -> None:
-    """Only who listens, or has bound it, does."""
-    assert expected == owns(row(protocol=protocol, state=state))
-
-
-def test_port_with_a_holder_is_owned() -> None:
-    """The unit, the door and the socket."""
-    look = scan((500, 30, GROUP))
-    (answer,) = judge_port(PortSpec(port=80), [row()], [joined(row(), look)])
-    assert (80, "tcp", PortVerdict.OWNED) == (answer.port, answer.protocol, answer.verdict)
-    assert [UNIT] == [owner.unit for owner in answer.owners]
-
-
-def test_port_of_both_protocols_has_two_answers() -> None:
-    """DNS: one unit may have tcp, another udp."""
-    rows = [row(), row(protocol="udp", type="dgram", state="UNCONN")]
-    answers = judge_port(PortSpec(port=80), rows, [joined(one) for one in rows])
-    assert ["tcp", "udp"] == [answer.protocol for answer in answers]
-
-
-def test_mptcp_counts_as_tcp() -> None:
-    """A port is taken for tcp by an MPTCP listener."""
-    rows = [row(protocol="mptcp")]
-    (answer,) = judge_port(PortSpec(port=80, protocol="tcp"), rows, [joined(rows)])
-    assert ("tcp", PortVerdict.OWNED) == (answer.protocol, answer.verdict)
-
-
-@pytest.mark.parametrize("protocol", [None, "tcp", "udp"])
-def test_port_without_a_socket_is_free(protocol: str | None) -> None:
-    """And it is said where was looked."""
-    (answer,) = judge_port(PortSpec(port=80, protocol=protocol), [], [])
-    assert (protocol, PortVerdict.FREE, ()) == (answer.protocol, answer.verdict, answer.owners)
-    assert "namespace" in (answer.hint or "")
-
-
-def test_port_of_old_connections_is_blocked() -> None:
-    """TIME_WAIT: nobody owns it, and it says how long still."""
-    old = row(
-        state="TIME_WAIT",
-        inode=None,
-        cgroup_id=None,
-        expires_us=59_888_000,
-        peer_address="::1",
-        peer_port=4000,
-    )
-    (answer,) = judge_port(PortSpec(port=80), [old], [joined(old)])
-    assert PortVerdict.BLOCKED == answer.verdict
-    (block,) = answer.blocked_by
-    assert ("TIME_WAIT", 59_888_000, "[::1]:4000", None) == (
-        block.state,
-        block.expires_us,
-        block.peer,
-        block.unit,
-    )
-    assert "in 60 s" in (answer.hint or "")
-
-
-def test_port_used_by_a_client_names_the_client() -> None:
-    """An outgoing connection from this port blocks it: the client's unit is to blame."""
-    client = row(state="ESTABLISHED", peer_address="10.0.0.1", peer_port=443)
-    (answer,) = judge_port(PortSpec(port=80), [client], [joined(client, scan((500, 3, GROUP)))])
-    assert (PortVerdict.BLOCKED, [UNIT]) == (answer.verdict, [b.unit for b in answer.blocked_by])
-
-
-def test_port_with_neither_creator_nor_holder_is_unknown() -> None:
-    """It is taken, and who has it is hidden: both reasons are said."""
-    hidden = row(cgroup_id=99)
-    look = scan(complete=False, reason="needs root")
-    (answer,) = judge_port(PortSpec(port=80), [hidden], [joined(hidden, look)])
-    assert PortVerdict.UNKNOWN == answer.verdict
-    assert "the cgroup that created it is gone; needs root" == answer.hint
-
-
-def holder(pid: int, unit: str) -> Holder:
-    """A process of a system unit that holds a socket."""
-    return Holder(pid=pid, comm="x", unit=unit, manager="system")
-
-
-def test_listeners_are_sorted_by_unit_then_port() -> None:
-    """Those without a unit come last."""
-    look = {
-        pid: (Holder(pid=pid, comm="x", unit=unit, manager="system"),)
-        for pid, unit in [(1, "b"), (2, "a")]
-    }
-    rows = [
-        socket(port=90, holders=look[1]),
-        socket(port=80, creator_reason="gone"),
-        socket(port=70, holders=look[1]),
-        socket(port=99, holders=look[2]),
-    ]
-    named = [(entry.unit, entry.socket.port) for entry in name_listeners(rows)]
-    assert [("a", 99), ("b", 70), ("b", 90), (None, 80)] == named
-
-
-def test_shared_socket_is_listed_for_each_owner() -> None:
-    """SO_REUSEPORT or a passed descriptor: a line for each unit."""
-    both = (
-        Holder(pid=1, comm="x", unit="b", manager="system"),
-        Holder(pid=2, comm="x", unit="a", manager="system"),
-    )
-    assert ["a", "b"] == [entry.unit for entry in name_listeners([socket(holders=both)])]
-
-
-OWNED = (socket(holders=(holder(1, "a"),)), socket(holders=(), holders_complete=True))
-HIDDEN = socket(creator_reason="cgroup v1", holders_reason="needs root")
-RUNS = unit(control_group=GROUP)
-LISTENS = unit("web.socket", sub_state="listening")
-
-
-def test_socket_of_nobody_known_may_be_any_running_units() -> None:
-    """Of those of which none was found; the sentence says why it is not known."""
-    rows = name_listeners([*OWNED, HIDDEN, HIDDEN])
-    (doubt,) = doubt_unfound([RUNS, unit("a", control_group="/a")], {"a"}, rows)
-    assert UNIT == doubt.subject
-    why = "the owner of 2 sockets is not known: cgroup v1; needs root"
-    assert f"Whether {UNIT} listens is not known: {why}." == str(doubt)
-
-
-def test_unit_without_sockets_is_no_doubt_where_all_have_owners() -> None:
-    """Sockets with an owner say nothing about others, nor do those known to have none."""
-    assert () == doubt_unfound([RUNS, LISTENS], (), name_listeners(OWNED))
+def test_socket_unit_is_of_the_same_namespace(
+    units: list[tuple[str, int | None]], expected: str | None
+) -> None:
+    """One address can be in several namespaces; where two units fit nobody can say."""
+    made = joined(row(cgroup_id=8), scan((500, 1, INIT)))
+    assert expected == behind(made, *(listening(*unit) for unit in units)).socket_unit
 
 
 @pytest.mark.parametrize(
-    ("asked", "doubtful"),
+    ("stores", "expected"),
     [
-        (RUNS, True),
-        (unit(active_state="inactive"), False),
-        (unit(active_state="failed"), False),
-        (unit(active_state="failed", control_group=GROUP), True),
-        (unit("multi-user.target"), False),
-        (unit("system.slice", control_group="/system.slice"), False),
-        (unit("session-1.scope", control_group="/session-1.scope"), True),
-        (LISTENS, True),
-        (unit("web.socket", active_state="activating"), True),
-        (unit("web.socket", active_state="inactive"), False),
-        (unit("web.socket", active_state="failed"), False),
+        ([("a.service", {500})], "a.service"),
+        ([("a.service", {501})], None),
+        ([("a.service", {501}), ("b.service", {500})], "b.service"),
+        ([("a.service", None)], "a.service"),
+        ([("a.service", None), ("b.service", None)], None),
+        ([], None),
     ],
-    ids=lambda value: "" if isinstance(value, bool) else f"{value.name}-{value.active_state}",
 )
-def test_only_a_unit_that_can_listen_is_doubtful(asked: Unit, doubtful: bool) -> None:
-    """It has a cgroup for its processes, left-over ones too, or the manager listens for it."""
-    assert doubtful == bool(doubt_unfound([asked], (), name_listeners([HIDDEN])))
+def test_fd_store_is_named_where_it_is_certain(
+    stores: list[tuple[str, set[int] | None]], expected: str | None
+) -> None:
+    """By the inode; where the manager does not tell it, only one store can be meant."""
+    kept = tuple(
+        FdStore(unit=unit, inodes=None if inodes is None else frozenset(inodes))
+        for unit, inodes in stores
+    )
+    found = behind(joined(row(cgroup_id=99), scan((500, 1, INIT))), stores=kept)
+    assert expected == found.fd_store_unit
+    door = (expected, Via.FD_STORE) if expected else ("init.scope", Via.HOLDER)
+    assert [door] == owners(found)
+
+
+def test_manager_is_asked_about_what_it_holds() -> None:
+    """Each once: the system's, and a user's."""
+    user = f"{USER}/init.scope"
+    look = scan((500, 1, INIT), (500, 2, user), (500, 3, GROUP))
+    assert ["system", "user@1000.service"] == managers_of([joined(row(cgroup_id=8), look)])
+    assert [] == managers_of([joined(row())])
+
+
+def test_mptcp_listener_is_one_socket() -> None:
+    """Its TCP part has the same inode; another TCP socket is another one."""
+    rows = [row(), row(protocol="mptcp", cookie=2), row(inode=501, cookie=3)]
+    found = [(one.protocol, one.inode) for one in join(rows, CGROUPS, None, ROOTS)]
+    assert [("mptcp", 500), ("tcp", 501)] == found
+
+
+def test_holder_outside_our_pid_namespace_may_be_there() -> None:
+    """Nobody seen is nobody only where everybody can be seen."""
+    found = joined(row(), scan(outside=True))
+    assert (None, False) == (found.holders, found.holders_complete)
+    assert "pid namespace" in (found.holders_reason or "")

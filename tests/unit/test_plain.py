@@ -126,7 +126,7 @@ def test_size_is_in_one_unit(number: int | None, expected: str) -> None:
         ({"address": "::", "v6only": False}, "*:80"),
         ({"address": "::", "v6only": True}, "[::]:80"),
         ({"address": "::1", "v6only": False}, "[::1]:80"),
-        ({"path": "/run/x\n.sock"}, r"/run/x\x0a.sock"),
+        ({"family": "unix", "path": "/run/x\n.sock"}, r"/run/x\x0a.sock"),
     ],
 )
 def test_address_is_as_users_type_it(fields: dict[str, Any], expected: str) -> None:

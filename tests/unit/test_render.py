@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from sdtool.analysis.membership import build_processes, explain_process, list_units, take_census
-from sdtool.analysis.ownership import judge_port, name_listeners
+from sdtool.analysis.ports import judge_port, name_listeners
 from sdtool.model.facility import Facility
+from sdtool.model.ports import PortSpec
 from sdtool.model.process import ProcessRef
-from sdtool.model.sockets import Creator, Holder, PortSpec
+from sdtool.model.sockets import Creator, Holder
 from sdtool.model.stop import Event, EventKind, PortChange, Verdict
 from sdtool.model.unit import ManagerRoots, Trace
 from sdtool.render.tables import (
@@ -152,15 +153,15 @@ def test_list_fits_the_terminal(width: int) -> None:
 def test_port_names_unit_and_door() -> None:
     """Who, how, at which address, in which process."""
     taken = socket(holders=(Holder(pid=10, comm="web", unit=UNIT, manager="system"),))
-    text = printed(render_ports(judge_port(PortSpec(port=80), [row()], [taken])))
+    text = printed(render_ports(judge_port(PortSpec(port=80), [taken])))
     assert "80/tcp  owned" in text
     assert f"{UNIT}  holds it: 127.0.0.1:80 LISTEN; pid 10 (web)" in text
 
 
 def test_blocked_port_says_until_when() -> None:
     """The state, the peer, the time left."""
-    old = row(state="TIME_WAIT", expires_us=30_000_000, peer_address="10.0.0.1", peer_port=9)
-    text = printed(render_ports(judge_port(PortSpec(port=80), [old], [socket()])))
+    old = socket(state="TIME_WAIT", expires_us=30_000_000, peer="10.0.0.1:9")
+    text = printed(render_ports(judge_port(PortSpec(port=80), [old])))
     assert "80/tcp  blocked" in text
     assert "TIME_WAIT with 10.0.0.1:9, free in 30 s" in text
 
@@ -361,7 +362,7 @@ def evil(name: str) -> list[RenderableType]:
     status = unit(name, description=name, fragment_path=name, control_group=name)
     return [
         render_units(list_joined([unit(name, description=name)], {}, {}, [], [], ROOTS)),
-        render_ports(judge_port(PortSpec(port=80), [row()], [taken])),
+        render_ports(judge_port(PortSpec(port=80), [taken])),
         render_listeners(name_listeners([taken])),
         render_owners([replace(owner, ancestry=(ProcessRef(pid=1, comm=name),))]),
         render_traces(

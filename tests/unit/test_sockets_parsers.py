@@ -11,16 +11,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdtool.model.sockets import SocketFacts
-from sdtool.sources.sockets import (
+from sdtool.sources.netlink import (
     ATTRIBUTE,
-    MESSAGE,
     NLMSG_DONE,
     NLMSGHDR,
     SOCK_DIAG_BY_FAMILY,
-    Query,
     parse_attributes,
-    parse_message,
     parse_messages,
+)
+from sdtool.sources.sockets import (
+    MESSAGE,
+    UNIX_MESSAGE,
+    Query,
+    parse_message,
+    parse_unix_message,
+    parse_unix_name,
 )
 from tests.unit.make import captured
 
@@ -122,14 +127,13 @@ def test_destroyed_socket_is_known_by_its_cookie() -> None:
 
 
 def test_query_has_the_layout_of_the_kernel() -> None:
-    """Header 16 bytes, inet_diag_req_v2 56 bytes, and the whole length in front."""
+    """A struct inet_diag_req_v2 of 56 bytes."""
     data = Query("tcp", socket.AF_INET6, states=1 << 10).pack()
-    length, kind, flags, _, _ = NLMSGHDR.unpack_from(data)
-    assert (16 + 56, len(data), 20, 0x301) == (length, length, kind, flags)
+    assert 56 == len(data)
     assert (socket.AF_INET6, 6, 1 << 10) == (
-        data[16],
-        data[17],
-        int.from_bytes(data[20:24], "little"),
+        data[0],
+        data[1],
+        int.from_bytes(data[4:8], "little"),
     )
     assert b"\xff" * 8 == data[-8:]
 
@@ -137,15 +141,63 @@ def test_query_has_the_layout_of_the_kernel() -> None:
 def test_protocol_over_255_goes_into_an_attribute() -> None:
     """MPTCP is 262: 255 in the field, the number behind it."""
     data = Query("mptcp").pack()
-    assert 255 == data[17]
-    assert {3: struct.pack("=I", 262)} == parse_attributes(data[16 + 56 :])
+    assert 255 == data[1]
+    assert {3: struct.pack("=I", 262)} == parse_attributes(data[56:])
 
 
 @given(st.integers(1, 65535))
 def test_port_is_filtered_in_the_kernel(port: int) -> None:
     """By a bytecode program: source port equals, jump to the end or past it."""
-    ((kind, program),) = parse_attributes(Query("tcp", port=port).pack()[16 + 56 :]).items()
+    ((kind, program),) = parse_attributes(Query("tcp", port=port).pack()[56:]).items()
     assert (1, (11, 8, 12, 0, 0, port)) == (kind, struct.unpack("=BBHBBH", program))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
+def test_cgroups_are_filtered_in_the_kernel(ids: list[int]) -> None:
+    """Each condition jumps to the end when it holds, the last one beyond it when not."""
+    (program,) = parse_attributes(Query("tcp", cgroups=tuple(ids)).pack()[56:]).values()
+    conditions = list(struct.iter_unpack("=BBHQ", program))
+    assert ids == [condition[3] for condition in conditions]
+    for index, (code, yes, no, _) in enumerate(conditions):
+        left = len(program) - 12 * index
+        assert (13, left) == (code, yes)
+        assert no == (12 if index < len(ids) - 1 else 16)
+
+
+# AF_UNIX -------------------------------------------------------------------------------------
+
+
+def test_recorded_unix_sockets_are_read() -> None:
+    """Type, state and name; a name may hold whatever it likes, an accepted one has its own."""
+    messages = parse_messages(captured("linux-6.18/sock_diag/unix.bin"))
+    rows = [parse_unix_message(p, NETNS) for kind, _, p in messages if kind == SOCK_DIAG_BY_FAMILY]
+    assert [
+        ("stream", "ESTABLISHED", "/tmp/u-stream.sock"),
+        ("stream", "ESTABLISHED", None),
+        ("stream", "LISTEN", "/tmp/u-stream.sock"),
+        ("dgram", "UNCONN", "/tmp/u-dgram.sock"),
+        ("seqpacket", "LISTEN", "/tmp/u-seq.sock"),
+        ("stream", "LISTEN", '@odd\n0000: 1 "pid=1"\x1b\udcff'),
+    ] == [(row.type, row.state, row.path) for row in rows]
+    assert {("unix", "unix", None, None)} == {
+        (row.family, row.protocol, row.port, row.cgroup_id) for row in rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (b"", None),
+        (b"\0", "@"),
+        (b"\0a\0b", "@a\0b"),
+        (b"/run/x.sock\0", "/run/x.sock"),
+        (b"/run/x.sock", "/run/x.sock"),
+        (b"relative\0junk", "relative"),
+    ],
+)
+def test_unix_name_is_read(name: bytes, expected: str | None) -> None:
+    """A path ends at its first NUL, an abstract name at its length."""
+    assert expected == parse_unix_name(name)
 
 
 # Damage --------------------------------------------------------------------------------------
@@ -200,3 +252,11 @@ def test_any_row_of_a_known_family_is_read(data: bytes) -> None:
         assert 0 <= row.port < 65536
         assert row.state
         assert row.inode != 0
+
+
+@given(st.binary(min_size=UNIX_MESSAGE.size, max_size=UNIX_MESSAGE.size + 60))
+def test_any_unix_row_is_read(data: bytes) -> None:
+    """Unknown types keep their number."""
+    row = parse_unix_message(data, None)
+    assert row.type
+    assert row.inode != 0

@@ -1,0 +1,239 @@
+"""The sockets of this machine, in every network namespace, with who made and who holds them.
+
+A ``Survey`` serves one question, or several asked at once: what is costly to read (where the
+namespaces are, who holds what) it reads when it is first needed, and once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from sdtool.analysis import ownership
+from sdtool.analysis.cgroups import INIT_SCOPE
+from sdtool.errors import SdtoolError, Unavailable
+from sdtool.host.session import Session
+from sdtool.model.sockets import (
+    HolderScan,
+    ManagersSockets,
+    Socket,
+    SocketFacts,
+    SocketUnit,
+    Wanted,
+)
+from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
+from sdtool.sources.descriptors import Sweep
+from sdtool.sources.namespaces import ENTER_HINT, NamespaceCensus, NetworkNamespace
+
+log = logging.getLogger(__name__)
+
+Rows = tuple[SocketFacts, ...]
+
+MAX_FILTERED = 100
+"""Cgroups that are worth a filter in the kernel, which takes twenty at a time."""
+
+
+class Survey:
+    """What one question needs to know of sockets.
+
+    Args:
+        pids: Look at the descriptors and into the network namespaces of these processes alone,
+            and into our own; None for every one there is.
+    """
+
+    def __init__(self, session: Session, pids: Collection[int] | None = None) -> None:
+        self._session = session
+        self._pids = pids
+        self._partly: set[NetworkNamespace] = set()
+        self._not_at_all: set[NetworkNamespace] = set()
+        self._unseen_pids: set[int] = set()
+        self._unseen: dict[str, None] = {}
+
+    @cached_property
+    def census(self) -> NamespaceCensus:
+        """The network namespaces that are looked into."""
+        if self._pids is not None:
+            return namespaces.read_namespaces_of(self._pids)
+        return namespaces.read_namespaces()
+
+    @cached_property
+    def ids(self) -> Mapping[int, str] | None:
+        """Cgroup id -> path; None where ids say nothing."""
+        return cgroups.read_ids(self._session.mount)
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The descriptors of the processes: 50 us for each."""
+        return Sweep(self._pids)
+
+    @property
+    def reason(self) -> str | None:
+        """Why there may be sockets that were not seen; None when there are not."""
+        reasons = [self.census.reason] if self.census.reason else []
+        if self._partly:
+            where = _count(len(self._partly))
+            reasons.append(f"in {where} only what /proc/PID/net shows was seen: {ENTER_HINT}")
+        if self._not_at_all:
+            reasons.append(f"{_count(len(self._not_at_all))} may not be entered: {ENTER_HINT}")
+        return "; ".join((*reasons, *self._unseen)) or None
+
+    @property
+    def caveat(self) -> str | None:
+        """Why a namespace that only a descriptor keeps alive could not be looked for."""
+        why = self.sweep.reason
+        return f"what only a descriptor keeps alive was not looked for: {why}" if why else None
+
+    @property
+    def unseen_pids(self) -> frozenset[int]:
+        """Processes in namespaces that were not entered, and that have sockets or may have."""
+        return frozenset(self._unseen_pids)
+
+    def read(self, wanted: Wanted) -> Rows:
+        """The sockets of every network namespace that a process is in, or that is mounted."""
+        return self._read(self.census.namespaces, wanted)
+
+    def read_deeper(self, wanted: Wanted) -> Rows:
+        """Those of the namespaces that nothing but a descriptor keeps alive, beside ``read``.
+
+        It takes a look at every descriptor, and at every socket there is.
+        """
+        known = {namespace.inode for namespace in self.census.namespaces}
+        held = tuple(self.sweep.namespaces(known))
+        rows = self._read(held, wanted)
+        known |= {namespace.inode for namespace in held}
+        listed = self._list_inodes((*self.census.namespaces, *held))
+        unlisted = self.sweep.sockets - listed if listed is not None else frozenset()
+        with self.sweep.namespaces_of_sockets(unlisted, known) as hidden:
+            rows += self._read(hidden, wanted)
+        return tuple(sorted(rows, key=sockets.by_address))
+
+    def _list_inodes(self, places: Iterable[NetworkNamespace]) -> frozenset[int] | None:
+        """Every socket with a port, by inode; None where the kernel does not list them."""
+        try:
+            looks = namespaces.look_into(places, sockets.read_inodes)
+        except Unavailable:
+            return None
+        return frozenset(
+            inode for _, found in looks if isinstance(found, frozenset) for inode in found
+        )
+
+    def read_of_cgroup(self, group: str, wanted: Wanted) -> Rows:
+        """The sockets that were made in a cgroup, or are held by the survey's own processes.
+
+        The kernel leaves out what was made elsewhere, so that it costs nothing; all is read only
+        where a process has a socket from elsewhere.
+        """
+        below = f"{group}/"
+        ids = {key for key, path in (self.ids or {}).items() if f"{path}/".startswith(below)}
+        few = tuple(sorted(ids)) if len(ids) <= MAX_FILTERED else ()
+        rows = self.read(replace(wanted, cgroups=few))
+        if few and self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
+            rows = self.read(wanted)
+        if self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
+            rows += self.read_deeper(wanted)
+        held = self.sweep.sockets
+        return tuple(row for row in rows if row.cgroup_id in ids or row.inode in held)
+
+    def _read(self, places: Iterable[NetworkNamespace], wanted: Wanted) -> Rows:
+        rows: list[SocketFacts] = []
+        for place, found in namespaces.look_into(places, lambda: _read_here(wanted)):
+            if isinstance(found, tuple):
+                rows += _named(found, place)
+            else:
+                rows += self._read_through_proc(place, wanted, found)
+        return tuple(sorted(rows, key=sockets.by_address))
+
+    def _read_through_proc(
+        self, place: NetworkNamespace, wanted: Wanted, error: SdtoolError | OSError
+    ) -> Rows:
+        """What text files tell of a namespace where sock_diag is closed to us."""
+        rows = procnet.read_sockets(place.pids, wanted, place.inode)
+        if rows != () and not place.own:
+            self._unseen_pids |= set(place.pids)
+        if rows is None:
+            self._not_at_all.add(place)
+        elif wanted.listening and "unix" not in wanted.protocols:
+            pass  # of these the text files have all
+        elif place.own:
+            self._unseen[f"{str(error).rstrip('.')}; /proc/net shows no bound sockets"] = None
+        else:
+            self._partly.add(place)
+        return _named(rows or (), place)
+
+    async def join(
+        self,
+        rows: Sequence[SocketFacts],
+        scan: HolderScan | None,
+        managers: Collection[str] | None = None,
+    ) -> tuple[Socket, ...]:
+        """The sockets with their owners, and the units behind what managers hold themselves.
+
+        Args:
+            managers: Ask no others; None for all that hold any of the sockets.
+        """
+        joined = ownership.join(rows, self.ids, scan, await self._session.roots())
+        names = ownership.managers_of(joined)
+        asked = [name for name in names if managers is None or name in managers]
+        for behind in await asyncio.gather(*(self._ask_if_possible(n, joined) for n in asked)):
+            joined = ownership.name_units_behind(joined, behind)
+        return joined
+
+    async def _ask_if_possible(self, name: str, joined: Sequence[Socket]) -> ManagersSockets:
+        try:
+            return await self._ask(name, joined)
+        except SdtoolError as error:
+            # The manager's own init.scope is then all that is known.
+            log.warning("what %s keeps a socket for is not known: %s", name, error)
+            return ManagersSockets(manager=name)
+
+    async def _ask(self, name: str, joined: Sequence[Socket]) -> ManagersSockets:
+        """What a manager may hold sockets for; its fd stores where no .socket explains one."""
+        manager = await self._session.manager_of(name)
+        home = _home_of(name, joined)
+        units = tuple(
+            replace(unit, netns=_namespace_of(unit, home))
+            for unit in await manager.list_socket_units()
+        )
+        behind = ManagersSockets(manager=name, units=units)
+        left = ownership.name_units_behind(joined, behind)
+        if not any(ownership.is_unexplained(socket, name) for socket in left):
+            return behind
+        return replace(behind, stores=await manager.list_fd_stores())
+
+
+def _inodes(rows: Iterable[SocketFacts]) -> frozenset[int]:
+    return frozenset(row.inode for row in rows if row.inode)
+
+
+def _read_here(wanted: Wanted) -> Rows | SdtoolError:
+    try:
+        return sockets.read_sockets(wanted)
+    except Unavailable as error:
+        return error
+
+
+def _named(rows: Rows, place: NetworkNamespace) -> Rows:
+    if place.own and place.name is None:
+        return rows
+    return tuple(replace(row, netns_name=place.name, elsewhere=not place.own) for row in rows)
+
+
+def _home_of(manager: str, joined: Iterable[Socket]) -> int | None:
+    """The network namespace that a manager is in; None when its processes are not seen."""
+    for socket in joined:
+        for holder in socket.holders or ():
+            if (holder.manager, holder.unit) == (manager, INIT_SCOPE):
+                return processes.read_netns(holder.pid)
+    return None
+
+
+def _namespace_of(unit: SocketUnit, home: int | None) -> int | None:
+    path = unit.namespace_path
+    return home if path is None else namespaces.read_inode(path)
+
+
+def _count(namespaces: int) -> str:
+    return f"{namespaces} other network namespace{'' if namespaces == 1 else 's'}"

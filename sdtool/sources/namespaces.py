@@ -1,0 +1,280 @@
+"""Network namespaces: which there are, and a look at something in each.
+
+A socket belongs to a network namespace, and sock_diag shows those of one. A namespace lives while
+a process is in it, a file system has it mounted, or a descriptor holds it or a socket in it. The
+first two are found here; the third where descriptors are looked through (``descriptors``).
+
+To look into one, a thread of its own goes there: the others stay where they are.
+
+Source: network_namespaces(7), setns(2), proc_pid_ns(5), proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sdtool.sources.mounts import read_mounts
+from sdtool.sources.processes import hides_processes, parse_netns, read_netns, read_pids
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+
+NAMED = ("/run/netns/", "/var/run/netns/")
+"""Where ip-netns(8) keeps its own."""
+
+ENTER_HINT = "needs CAP_SYS_ADMIN (root)"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkNamespace:
+    """A network namespace and the ways to it.
+
+    Attributes:
+        inode: What names it; None for that of other users' processes, which may not be told.
+        name: Below /run/netns, or the path of another mount; None when it is not mounted.
+        doors: Files that stand for it, to be tried in this order.
+        pids: The processes that are in it, of those that were looked at.
+        own: It is the one we are in.
+    """
+
+    inode: int | None
+    name: str | None = None
+    doors: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceCensus:
+    """The network namespaces that were found, our own first.
+
+    Attributes:
+        reason: Why there may be more; None when every process and mount was seen.
+    """
+
+    namespaces: tuple[NetworkNamespace, ...]
+    reason: str | None = None
+
+
+def read_namespaces() -> NamespaceCensus:
+    """Every network namespace that a process is in, or that is mounted."""
+    census = _Census()
+    reason = None
+    if hides_processes():
+        reason = "other users' processes are hidden, and with them their network namespaces"
+    census.add_processes(read_pids())
+    census.add_mounts("1", "/proc/1/root")
+    census.add_mounts("self", "")
+    return NamespaceCensus(census.namespaces(), reason)
+
+
+def read_namespaces_of(pids: Iterable[int]) -> NamespaceCensus:
+    """Our own network namespace, and those that these processes are in."""
+    census = _Census()
+    census.add_processes(pids)
+    return NamespaceCensus(census.namespaces())
+
+
+class _Census:
+    """Namespaces as they are found, each once."""
+
+    def __init__(self) -> None:
+        self._own = read_netns("thread-self")
+        self._pids: dict[str, list[int]] = {}
+        self._untold: list[int] = []
+        self._names: dict[int, str] = {}
+        self._mounts: dict[int, list[str]] = {}
+
+    def add_processes(self, pids: Iterable[int]) -> None:
+        """Note where each process is: 4 us for each, so nothing is read that can do without."""
+        found, untold = self._pids, self._untold
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for pid in pids:
+                try:
+                    link = os.readlink(f"{pid}/ns/net", dir_fd=proc)
+                except PermissionError:
+                    untold.append(pid)
+                except OSError:
+                    continue  # it has ended
+                else:
+                    found.setdefault(link, []).append(pid)
+        finally:
+            os.close(proc)
+
+    def add_mounts(self, pid: str, root: str) -> None:
+        """Note the namespaces that a process sees mounted, by ip-netns(8) for one."""
+        for mount in read_mounts(pid):
+            inode = parse_netns(mount.root) if mount.kind == "nsfs" else None
+            if inode is not None:
+                self._names.setdefault(inode, _name_of(mount.path))
+                self._mounts.setdefault(inode, []).append(f"{root}{mount.path}")
+
+    def namespaces(self) -> tuple[NetworkNamespace, ...]:
+        """All that were found, our own first, those that may not be told last."""
+        pids = {parse_netns(link): found for link, found in self._pids.items()}
+        inodes = {inode for inode in (*pids, *self._mounts) if inode is not None} - {self._own}
+        own = NetworkNamespace(
+            self._own,
+            self._names.get(self._own or 0),
+            pids=tuple(pids.get(self._own, ())),
+            own=True,
+        )
+        return (
+            own,
+            *(self._namespace(inode, pids.get(inode, ())) for inode in sorted(inodes)),
+            *self._untold_namespaces(pids),
+        )
+
+    def _namespace(self, inode: int, pids: Iterable[int]) -> NetworkNamespace:
+        mounts = self._mounts.get(inode, ())
+        doors = (*mounts, *(f"/proc/{pid}/ns/net" for pid in pids))
+        return NetworkNamespace(inode, self._names.get(inode), doors, tuple(pids))
+
+    def _untold_namespaces(
+        self, told: Mapping[int | None, Sequence[int]]
+    ) -> Iterator[NetworkNamespace]:
+        """Those of processes whose ns/net is closed to us: /proc/PID/net tells them apart."""
+        if not self._untold:
+            return
+        known = {_net_identity("thread-self")}
+        known |= {_net_identity(pids[0]) for pids in told.values()}
+        found: dict[int, list[int]] = {}
+        for pid in self._untold:
+            identity = _net_identity(pid)
+            if identity is not None and identity not in known:
+                found.setdefault(identity, []).append(pid)
+        for pids in found.values():
+            yield NetworkNamespace(None, pids=tuple(pids))
+
+
+def read_inode(path: str) -> int | None:
+    """The inode of a namespace that is mounted, as the machine's PID 1 sees it; None if it is not.
+
+    Where PID 1's mounts are closed to us, our own have to do.
+    """
+    for root in ("/proc/1/root", ""):
+        with contextlib.suppress(OSError):
+            return os.stat(f"{root}{path}").st_ino
+    return None
+
+
+def _name_of(path: str) -> str:
+    return next((path.removeprefix(p) for p in NAMED if path.startswith(p)), path)
+
+
+def _net_identity(pid: int | str) -> int | None:
+    """A number that processes of one network namespace have in common, and no others.
+
+    The files of /proc/PID/net are made once for each namespace, and everybody may look at them.
+    """
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/net/tcp").st_ino
+    return None
+
+
+# Looking into them ---------------------------------------------------------------------------
+
+
+def look_into(
+    namespaces: Iterable[NetworkNamespace], look: Callable[[], T]
+) -> list[tuple[NetworkNamespace, T | OSError]]:
+    """Look at something in each namespace; one that was gone before we came is left out.
+
+    Args:
+        look: Called in each, by a thread that is there. Its own errors come out of here.
+
+    Returns:
+        What it saw, or why we could not get in, in the order of ``namespaces``.
+    """
+    seen: list[tuple[NetworkNamespace, T | OSError]] = []
+    others = []
+    for namespace in namespaces:
+        if namespace.own:
+            seen.append((namespace, look()))
+        else:
+            others.append(namespace)
+    if others:
+        seen += _travel(others, look)
+    return seen
+
+
+def _travel(
+    namespaces: Sequence[NetworkNamespace], look: Callable[[], T]
+) -> list[tuple[NetworkNamespace, T | OSError]]:
+    seen: list[tuple[NetworkNamespace, T | OSError]] = []
+    failures: list[BaseException] = []
+
+    def travel() -> None:
+        try:
+            for namespace in namespaces:
+                try:
+                    _enter(namespace)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                except OSError as error:
+                    seen.append((namespace, error))
+                else:
+                    seen.append((namespace, look()))
+        except BaseException as error:
+            failures.append(error)
+
+    # The thread ends where it is: a process's other threads never see the places it was in.
+    thread = threading.Thread(target=travel, name="sdtool-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return seen
+
+
+def _enter(namespace: NetworkNamespace) -> None:
+    """Move this thread into a namespace.
+
+    Raises:
+        OSError: No door leads there; FileNotFoundError when all that led there are gone.
+    """
+    failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if not namespace.doors:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    for door in namespace.doors:
+        try:
+            if _pass(door, namespace.inode):
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _pass(door: str, inode: int | None) -> bool:
+    """Go through a door, if it still leads there: its process may have moved, or be another."""
+    fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            return False
+        _setns(fd)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _setns(fd: int) -> None:
+    if sys.version_info >= (3, 12):
+        os.setns(fd, CLONE_NEWNET)
+        return
+    import ctypes  # 5 ms that only machines with more than one namespace pay
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

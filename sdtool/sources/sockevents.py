@@ -1,0 +1,138 @@
+"""Sockets that are destroyed, as the kernel says it: the end of a listener is a port that is free.
+
+Source: sock_diag(7), the groups SKNLGRP_INET_TCP_DESTROY and its kin of linux/sock_diag.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+from sdtool.errors import Unavailable
+from sdtool.model.sockets import SocketFacts, Wanted
+from sdtool.model.stop import Event, EventKind, EventSource
+from sdtool.sources.namespaces import NetworkNamespace, look_into
+from sdtool.sources.netlink import open_diag, parse_messages
+from sdtool.sources.sockets import MESSAGE, read_sockets
+
+DESTROYED = 0b1111
+"""TCP and UDP, both families, as a mask of groups."""
+
+
+class SocketObserver:
+    """Tells when listening sockets of a unit are destroyed, by the kernel's own notification.
+
+    Any user may listen in the own network namespace. Notifications trail the close by tens of
+    milliseconds (an RCU grace period). While it watches, the namespaces stay.
+
+    Attributes:
+        listeners: The sockets that are watched.
+    """
+
+    name = "sock_diag"
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._by_cookie: dict[int, SocketFacts] = {}
+        self._epoll = select.epoll()
+        self._ears: dict[int, socket.socket] = {}
+        self._doors: list[socket.socket] = []
+        self.lost = 0
+        self.listeners: tuple[SocketFacts, ...] = ()
+        self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
+
+    def arm(self, places: tuple[NetworkNamespace, ...], cgroups: frozenset[int]) -> None:
+        """Watch the listening sockets that were made in the cgroups, in each namespace.
+
+        What cannot be watched is said by ``available`` and ``reason``.
+        """
+        wanted = Wanted(listening=True, cgroups=tuple(sorted(cgroups)))
+        try:
+            looks = look_into(places, lambda: self._arm_here(wanted))
+        except (OSError, Unavailable) as error:
+            self.close()
+            self.available = False
+            self.reason = f"no destroy notifications: {error}"
+            return
+        self.listeners = tuple(r for _, rows in looks if isinstance(rows, tuple) for r in rows)
+        if any(isinstance(found, OSError) for _, found in looks):
+            self.reason += "; not in network namespaces of its own, which needs root"
+        self._by_cookie = {row.cookie: row for row in self.listeners}
+
+    def _arm_here(self, wanted: Wanted) -> tuple[SocketFacts, ...]:
+        # Armed before the dump: a socket that goes between the two would never be missed.
+        ear = open_diag(socket.SOCK_NONBLOCK)
+        self._ears[ear.fileno()] = ear
+        ear.bind((0, DESTROYED))
+        self._epoll.register(ear, select.EPOLLIN)
+        self._doors.append(open_diag())
+        rows = read_sockets(wanted, self._doors[-1])
+        parts = {row.inode for row in rows if row.protocol == "tcp"}
+        # Of an MPTCP socket the TCP part is the one whose end is told.
+        return tuple(r for r in rows if r.protocol != "mptcp" or r.inode not in parts)
+
+    def fileno(self) -> int:
+        """Readable when there is something to read."""
+        return self._epoll.fileno()
+
+    def read_events(self) -> tuple[Event, ...]:
+        """The watched sockets that were destroyed since the last call."""
+        events: list[Event] = []
+        for fd, _ in self._epoll.poll(0):
+            events += self._read_from(self._ears[fd])
+        return tuple(events)
+
+    def _read_from(self, ear: socket.socket) -> Iterator[Event]:
+        while True:
+            try:
+                data = ear.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost += 1
+                continue
+            yield from self._parse(data)
+
+    def _parse(self, data: bytes) -> Iterator[Event]:
+        now = time.monotonic_ns() // 1000
+        for _, _, payload in parse_messages(data):
+            if len(payload) < MESSAGE.size:
+                continue
+            cookie = int.from_bytes(MESSAGE.unpack_from(payload)[9], sys.byteorder)
+            row = self._by_cookie.pop(cookie, None)
+            if row is not None:
+                yield Event(
+                    unit=self._unit,
+                    at_us=now,
+                    kind=EventKind.PORT_RELEASED,
+                    source=EventSource.SOCKETS,
+                    protocol=row.protocol,
+                    address=row.address,
+                    port=row.port,
+                )
+
+    def read_held(self) -> tuple[SocketFacts, ...]:
+        """Those of the listening sockets that are there still.
+
+        Raises:
+            Unavailable: The kernel does not say.
+        """
+        if not self.listeners:
+            return ()
+        wanted = Wanted(listening=True)
+        present = {row.cookie for door in self._doors for row in read_sockets(wanted, door)}
+        return tuple(row for row in self.listeners if row.cookie in present)
+
+    def close(self) -> None:
+        """Stop listening."""
+        for opened in (*self._ears.values(), *self._doors):
+            opened.close()
+        self._ears.clear()
+        self._doors.clear()
+        self._epoll.close()
