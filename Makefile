@@ -9,8 +9,8 @@ PACKAGES := python3-venv systemd dbus dbus-user-session iproute2
 # What boots containers of Debian, for the tests in them.
 CONTAINER_PACKAGES := systemd-container mmdebstrap debian-archive-keyring
 
-# A peer of the benchmarks.
-BENCH_PACKAGES := lsof
+# A peer of the benchmarks, and what tells the peak memory of a command.
+BENCH_PACKAGES := lsof time
 
 .PHONY: help packages test-packages bench-packages setup demo test matrix bench pictures clean
 

@@ -2,7 +2,7 @@
 
 The servers are made here: real sockets and processes, and a private manager whose unit has the
 port asked about, in a network namespace of their own. Nothing of the machine is disturbed, and
-its own sockets are not seen; its own processes are. Needs root; lsof and psutil where they are
+its own sockets are not seen; its own processes are. Needs root; lsof and time(1) where they are
 there. Other sizes as arguments: SOCKETS/PROCESSES.
 
 Wall time, CPU time and peak memory are told as they are, and as what the peer needs of what
@@ -26,9 +26,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import measure
-from measure import RUNS, SLOW_RUNS, SLOW_S, Run
+from measure import RUNS, SLOW_RUNS, SLOW_S, Result
 
 from sdtool.sandbox import PrivateManager
 
@@ -38,8 +39,6 @@ UNIT = "sdtool-graceful.service"
 PORT = "18080"
 
 SDTOOL = (sys.executable, "-m", "sdtool")
-# Small: what starts a process shows in its peak memory, and is there once for each of a crowd.
-BARE_PYTHON = (sys.executable, "-I", "-S")
 NET_CONNECTIONS = "import psutil; [c for c in psutil.net_connections() if {}]"
 
 
@@ -52,24 +51,12 @@ class Contender:
     is_call: bool = False
 
 
-TRIFLE = Contender("true", ("true",))
-"""Its peak memory is that of what starts it: the least that can be told of any command."""
-
-
 @dataclass(frozen=True)
 class Question:
     """Groups of what is compared; in each, what the others are held against comes first."""
 
     title: str
     groups: tuple[tuple[Contender, ...], ...]
-
-
-@dataclass(frozen=True)
-class Result:
-    """The runs that count, or why there are none."""
-
-    runs: list[Run]
-    failure: str | None
 
 
 def main() -> None:
@@ -104,7 +91,8 @@ def clean_environment() -> dict[str, str]:
 @contextlib.contextmanager
 def crowd(sockets: int, processes: int) -> Iterator[None]:
     """So many of each, in the background; none is left at the end."""
-    command = [*BARE_PYTHON, str(HERE / "crowd.py"), str(sockets), str(processes)]
+    # Without site: what it has in memory, each of its processes has.
+    command = [sys.executable, "-I", "-S", str(HERE / "crowd.py"), str(sockets), str(processes)]
     pipe = subprocess.PIPE
     # The end of this block is the end of its standard input, and it is waited for.
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -216,27 +204,21 @@ def ask(manager: PrivateManager, question: Question) -> None:
     """Measure all the ways to one answer in turn, and print a line for each."""
     everyone = [contender for group in question.groups for contender in group]
     there = [each for each in everyone if shutil.which(each.argv[0])]
-    there.append(TRIFLE)
-    done = subprocess.run(manager.argv(runner(there)), stdout=subprocess.PIPE, check=True)
-    results = dict(zip(there, parse_results(done.stdout), strict=True))
+    plan = [{"argv": each.argv, "is_call": each.is_call} for each in there]
+    command = manager.argv([sys.executable, measure.__file__, json.dumps(plan)])
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    results = dict(zip(there, json.loads(done.stdout), strict=True))
     for group, kind in zip(question.groups, ("library call", "whole command"), strict=True):
         print_group(kind, group, results)
 
 
-def runner(contenders: Sequence[Contender]) -> list[str]:
-    """The command line that measures them."""
-    plan = [{"argv": each.argv, "is_call": each.is_call} for each in contenders]
-    return [*BARE_PYTHON, measure.__file__, json.dumps(plan)]
-
-
-def parse_results(data: bytes) -> list[Result]:
-    """What it prints."""
-    return [Result(*each) for each in json.loads(data)]
-
-
 # The tables ----------------------------------------------------------------------------------
 
-MEASURES = (("wall_s", "wall ms", 1e-3), ("cpu_s", "CPU ms", 1e-3), ("peak_kb", "peak MB", 1024))
+MEASURES: tuple[tuple[Literal["wall_s", "cpu_s", "peak_kb"], str, float], ...] = (
+    ("wall_s", "wall ms", 1e-3),
+    ("cpu_s", "CPU ms", 1e-3),
+    ("peak_kb", "peak MB", 1024),
+)
 """The key of a run, and the head and unit of its column."""
 
 
@@ -249,7 +231,7 @@ Linux {os.uname().release}, {os.cpu_count()} processors, Python {platform.python
 Medians of {RUNS} runs in turn, or of {SLOW_RUNS} where one takes more than {SLOW_S:g} s, after \
 one that is not counted.
 Library calls: imports are done and the manager is connected to before the clock starts.
-CPU is user and system time; peak is resident memory (ru_maxrss), with < the least that shows.
+CPU is user and system time; peak is resident memory (ru_maxrss), of commands by time(1).
 "12.3x": takes 12.3 times as much as the first line of its table.
 System scope needs no manager; it finds who holds the port, and here no unit of the system's."""
     )
@@ -266,35 +248,31 @@ def print_group(
 ) -> None:
     """A table of what is compared with its first line."""
     print(f"  {kind:34}" + "".join(f"{head:>9}{'':8}" for _, head, _ in MEASURES) + " runs")
-    base, least = medians(results[group[0]]), medians(results[TRIFLE])
+    base = medians(results[group[0]])
     for contender in group:
-        result = results.get(contender)
-        if result is None:
-            print(f"    {contender.name:32}  not installed")
-        elif result.failure is not None:
-            print(f"    {contender.name:32}  {result.failure}")
-        else:
-            is_first = contender is group[0]
-            cells = tell(medians(result), {} if is_first else base, least["peak_kb"])
-            print(f"    {contender.name:32}{cells}{len(result.runs):5}")
+        line = tell(results.get(contender), {} if contender is group[0] else base)
+        print(f"    {contender.name:32}{line}")
+
+
+def tell(result: Result | None, base: Mapping[str, float]) -> str:
+    """The rest of a line: each median, and how often it contains that of the first line."""
+    if result is None or result["failure"] is not None:
+        return f"  {'not installed' if result is None else result['failure']}"
+    values, cells = medians(result), ""
+    for key, _, unit in MEASURES:
+        value = f"{values[key] / unit:.1f}" if key in values else "-"
+        ratio = f"{values[key] / base[key]:.2f}x" if key in values and key in base else ""
+        cells += f"{value:>9}{ratio:>8}"
+    return f"{cells}{len(result['runs']):5}"
 
 
 def medians(result: Result) -> dict[str, float]:
-    """Of each measure; none of what failed."""
-    if not result.runs:
-        return {}
-    return {key: statistics.median(run[key] for run in result.runs) for key, _, _ in MEASURES}
-
-
-def tell(values: Mapping[str, float], base: Mapping[str, float], least_kb: float) -> str:
-    """The cells of a line: each median, and how often it contains that of the first line."""
-    cells = ""
-    for key, _, unit in MEASURES:
-        # The starting process is not of the same size to the last page each time.
-        mark = "<" if key == "peak_kb" and values[key] < least_kb * 1.05 else ""
-        ratio = f"{values[key] / base[key]:.2f}x" if base else ""
-        cells += f"{f'{mark}{values[key] / unit:.1f}':>9}{ratio:>8}"
-    return cells
+    """Those of each measure that is known."""
+    known = {key: [run[key] for run in result["runs"]] for key, _, _ in MEASURES}
+    found = {
+        key: [value for value in values if value is not None] for key, values in known.items()
+    }
+    return {key: statistics.median(values) for key, values in found.items() if values}
 
 
 if __name__ == "__main__":
