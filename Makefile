@@ -9,17 +9,21 @@ PACKAGES := python3-venv systemd dbus dbus-user-session iproute2
 # What boots containers of Debian, for the tests in them.
 CONTAINER_PACKAGES := systemd-container mmdebstrap debian-archive-keyring
 
-.PHONY: help packages test-packages setup demo test matrix bench pictures clean
+# A peer of the benchmarks, and what tells the peak memory of a command.
+BENCH_PACKAGES := lsof time
+
+.PHONY: help packages test-packages bench-packages setup demo test matrix bench pictures clean
 
 help:
 	@echo "make demo      set everything up and show the main job on a real systemd"
 	@echo "make test      every check and every tier of tests"
 	@echo "make matrix    the tests in every suite, and docs/matrix.md from their reports"
-	@echo "make bench     ratios against systemctl, ss and psutil"
+	@echo "make bench     ratios against systemctl, ss, lsof and psutil"
 	@echo "make pictures  draw docs/*.svg anew from real output"
 
 test-packages: PACKAGES += $(CONTAINER_PACKAGES)
-test-packages packages:
+bench-packages: PACKAGES += $(BENCH_PACKAGES)
+test-packages bench-packages packages:
 	@command -v dpkg-query >/dev/null || exit 0; \
 	missing=; \
 	for package in $(PACKAGES); do \
@@ -60,8 +64,9 @@ matrix: test-packages $(VENV)/.dev
 	-$(VENV)/bin/python -m pytest tests/container --junit-xml=build/reports/containers.xml
 	$(VENV)/bin/python docs/matrix.py
 
-bench: packages $(VENV)/.dev
+bench: bench-packages $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/commands.py
+	$(VENV)/bin/python tests/bench/ports.py
 
 pictures: packages $(VENV)/.dev
 	$(VENV)/bin/python docs/pictures.py
