@@ -19,15 +19,22 @@ USER_MANAGER = re.compile(r"user@\d+\.service")
 SESSION = re.compile(r"session-(.+)\.scope")
 INIT_SCOPE = "init.scope"
 
-CONTAINER_SCOPES = (
+CONTAINERS = (
     ("docker", re.compile(r"docker-([0-9a-f]{64})\.scope")),
-    ("podman", re.compile(r"libpod-([0-9a-f]{64})\.scope")),
-    ("crio", re.compile(r"crio-([0-9a-f]{64})\.scope")),
-    ("containerd", re.compile(r"cri-containerd-([0-9a-f]{64})\.scope")),
+    ("podman", re.compile(r"libpod-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
+    ("crio", re.compile(r"crio-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
+    ("containerd", re.compile(r"(?:cri-containerd|nerdctl)-([0-9a-f]{64})\.scope")),
     ("nspawn", re.compile(r"systemd-nspawn@([^/]+)\.service")),
     ("nspawn", re.compile(r"machine-([^/]+)\.scope")),
-    ("docker", re.compile(r"docker/([0-9a-f]{64})")),
+    ("docker", re.compile(r"/docker/([0-9a-f]{64})(?:/|$)")),
+    ("lxc", re.compile(r"/lxc\.payload\.([^/]+)")),
+    ("kubepods", re.compile(r"/kubepods/.*pod[0-9a-f-]{36}/([0-9a-f]{64})(?:/|$)")),
 )
+"""Runtimes and the names that they give to cgroups, as systemd's units or without it (cgroupfs).
+
+"kubepods" is whatever runtime Kubernetes uses, where the path does not tell.
+"""
+
 POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f_-]{27})(?:\.slice)?(?:/|$)")
 
 
@@ -117,7 +124,7 @@ def _split(parts: list[str]) -> tuple[str | None, str | None, list[str]]:
 
 def read_container(path: str) -> Container | None:
     """The container that a cgroup path belongs to, by the names that runtimes give."""
-    for runtime, pattern in CONTAINER_SCOPES:
+    for runtime, pattern in CONTAINERS:
         found = pattern.search(path)
         if found:
             pod = POD.search(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sdtool.analysis import membership, ports
+from sdtool.analysis import membership, ports, published
 from sdtool.analysis.cgroups import INIT_SCOPE
 from sdtool.host.asking import ask_each
 from sdtool.host.session import Session
@@ -15,7 +15,7 @@ from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVer
 from sdtool.model.process import ProcessFacts
 from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted
 from sdtool.model.unit import Unit, UnitDetails
-from sdtool.sources import cgroups
+from sdtool.sources import cgroups, processes
 from sdtool.sources.descriptors import Sweep
 
 PROTOCOLS = {"tcp": ("tcp", "mptcp"), "udp": ("udp",), None: ("tcp", "mptcp", "udp")}
@@ -26,7 +26,22 @@ async def own_ports(session: Session, specs: Sequence[PortSpec]) -> Answer[PortO
     survey = Survey(session)
     answers = await ask_each(specs, lambda spec: _own_port(session, survey, spec))
     found = tuple(entry for entries in answers.data for entry in entries)
-    return Answer(data=found, errors=answers.errors)
+    targets = await _read_targets(survey, published.proxies_of(found))
+    named = tuple(published.name_published(entry, targets) for entry in found)
+    return Answer(data=named, errors=answers.errors)
+
+
+async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Targets:
+    """Where proxies hand on to, with the sockets there."""
+    targets = {}
+    for pid in proxies:
+        target = published.parse_proxy(processes.read_argv(pid) or ())
+        if target is not None:
+            wanted = Wanted(protocols=PROTOCOLS[target.protocol], port=target.port)
+            rows = survey.read_at(target.address, wanted)
+            scan = survey.sweep.holders_of(_inodes(rows))
+            targets[pid] = target, await survey.join(rows, scan)
+    return targets
 
 
 async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[PortOwnership, ...]:

@@ -95,6 +95,12 @@ class Survey:
         """The sockets of every network namespace that a process is in, or that is mounted."""
         return self._read(self.census.namespaces, wanted)
 
+    def read_at(self, address: str, wanted: Wanted) -> Rows:
+        """The sockets of those network namespaces that have an address, ours aside."""
+        others = [place for place in self.census.namespaces if not place.own]
+        looks = namespaces.look_into(others, lambda: namespaces.has_address(address))
+        return self._read([place for place, has in looks if has is True], wanted)
+
     def read_deeper(self, wanted: Wanted) -> Rows:
         """Those of the namespaces that nothing but a descriptor keeps alive, beside ``read``.
 

@@ -96,7 +96,8 @@ class Container:
     """The container that a cgroup path belongs to.
 
     Attributes:
-        runtime: docker, podman, crio, containerd, nspawn.
+        runtime: docker, podman, crio, containerd, nspawn, lxc; kubepods where Kubernetes runs
+            it and the path does not tell with what.
         pod: The Kubernetes pod's uid.
     """
 

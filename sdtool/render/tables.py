@@ -157,6 +157,7 @@ def _owner(owner: PortOwner) -> Text:
         (address(owner.socket), "cyan"),
         f" {owner.socket.state}{_place(owner.socket)}",
         *_holder_words(owner),
+        *_container_words(owner),
     )
 
 
@@ -204,6 +205,19 @@ def _creator(socket: Socket) -> str:
     return (creator.unit or creator.control_group) if creator else "?"
 
 
+def _container_words(owner: PortOwner) -> list[str]:
+    words = []
+    if owner.container is not None:
+        words.append(f"; in container {clean(_container(owner.container))}")
+    target = owner.published
+    if target is not None:
+        where = f"[{target.address}]" if ":" in target.address else target.address
+        whose = _container(target.container) if target.container else target.unit
+        words.append(f"; hands on to {clean(where)}:{target.port}/{target.protocol}")
+        words.append(f" of {clean(whose)}" if whose else "")
+    return words
+
+
 def _holders(socket: Socket) -> str:
     if socket.holders is None:
         return "hidden"
@@ -230,7 +244,7 @@ def _process_owner(owner: ProcessOwner) -> RenderableType:
         "user unit": owner.user_unit,
         "slice": owner.slice,
         "session": owner.session,
-        "container": _container(owner.container),
+        "container": _container(owner.container) if owner.container else None,
         "role": owner.role,
     }
     for name, value in facts.items():
@@ -243,9 +257,7 @@ def _process_owner(owner: ProcessOwner) -> RenderableType:
     return grid
 
 
-def _container(container: Container | None) -> str | None:
-    if container is None:
-        return None
+def _container(container: Container) -> str:
     pod = f", pod {container.pod}" if container.pod else ""
     return f"{container.runtime} {container.id[:12]}{pod}"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,6 +206,20 @@ def look_into(
     if others:
         seen += _travel(others, look)
     return seen
+
+
+def has_address(address: str) -> bool:
+    """Whether an address is a local one in this thread's network namespace.
+
+    A socket is bound to it for a moment, on whatever port is free: the kernel knows best.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _travel(

@@ -169,6 +169,14 @@ def _read_with_psutil(
     return argv or None, user, cpu_us, memory.rss
 
 
+def read_argv(pid: int) -> tuple[str, ...] | None:
+    """The command line of a process; None when it has none, is gone or hidden."""
+    with contextlib.suppress(OSError):
+        words = _read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
+        return tuple(os.fsdecode(word) for word in words) or None
+    return None
+
+
 def read_user_name(uid: int) -> str:
     """The name of a user, or the number where it has none."""
     import pwd

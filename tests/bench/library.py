@@ -23,7 +23,7 @@ Call = Callable[[], int]
 
 def sdtool_port(scope: str, unit: str, port: str) -> Call:
     """Host.port; in system scope no unit of a private manager is found, only the holder."""
-    from sdtool.model.sockets import PortSpec
+    from sdtool.model.ports import PortSpec
 
     async def ask(host: Host) -> int:
         answer = await host.port([PortSpec(port=int(port))])

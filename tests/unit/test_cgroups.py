@@ -98,6 +98,15 @@ def test_any_path_is_read(path: str) -> None:
         (f"/docker/{HEX}", Container(runtime="docker", id=HEX)),
         (f"/machine.slice/libpod-{HEX}.scope/container", Container(runtime="podman", id=HEX)),
         (f"/machine.slice/libpod-conmon-{HEX}.scope", None),
+        (f"/libpod_parent/libpod-{HEX}", Container(runtime="podman", id=HEX)),
+        (f"/libpod_parent/libpod-conmon-{HEX}", None),
+        (f"/system.slice/nerdctl-{HEX}.scope", Container(runtime="containerd", id=HEX)),
+        ("/lxc.payload.box/init.scope", Container(runtime="lxc", id="box")),
+        ("/lxc.monitor.box", None),
+        (
+            f"/kubepods/burstable/pod01234567-89ab-cdef-0123-456789abcdef/{HEX}",
+            Container(runtime="kubepods", id=HEX, pod="01234567-89ab-cdef-0123-456789abcdef"),
+        ),
         (
             "/kubepods.slice/kubepods-burstable.slice/"
             "kubepods-burstable-pod01234567_89ab_cdef_0123_456789abcdef.slice/"
