@@ -12,6 +12,7 @@ from sdtool.model.sockets import SocketFacts
 from sdtool.model.stop import Event, ObserverState, Tier
 from sdtool.sources import cgroups, namespaces
 from sdtool.sources.cgroups import CgroupObserver
+from sdtool.sources.descriptors import Sweep
 from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockevents import SocketObserver
 
@@ -70,10 +71,15 @@ class Observers:
     def _observe_sockets(self, group: str) -> SocketObserver:
         observer = SocketObserver(self._unit)
         tree = cgroups.read_tree(self._mount, group)
-        pids = [pid for found in tree.members.values() for pid in found]
-        if tree.ids:
-            places = namespaces.read_namespaces_of(pids).namespaces
-            observer.arm(places, frozenset(tree.ids))
+        if tree.ids is None:
+            return observer
+        ids = tuple(sorted(tree.ids))
+        sweep = Sweep(pid for found in tree.members.values() for pid in found)
+        places = namespaces.read_namespaces_of(sweep.pids).namespaces
+        listed = observer.arm(places, ids)
+        left = sweep.with_ports(sweep.sockets - listed)
+        with sweep.namespaces_of_sockets(left, {place.inode for place in places}) as hidden:
+            observer.arm(hidden, ids)
         return observer
 
     def filenos(self) -> list[int]:

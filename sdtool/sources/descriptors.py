@@ -96,13 +96,17 @@ class Sweep:
 
     Args:
         pids: Whose; None for every process of this pid namespace.
+
+    Attributes:
+        pids: Those that were looked at.
     """
 
     def __init__(self, pids: Iterable[int] | None = None) -> None:
         self._all = pids is None
         self._found: dict[int, Descriptors] = {}
         self._hidden = 0
-        for pid in read_pids() if pids is None else pids:
+        self.pids = tuple(read_pids() if pids is None else pids)
+        for pid in self.pids:
             held = read_descriptors(pid)
             if held is None:
                 self._hidden += 1

@@ -81,7 +81,9 @@ def read_namespaces_of(pids: Iterable[int]) -> NamespaceCensus:
     """Our own network namespace, and those that these processes are in."""
     census = _Census()
     census.add_processes(pids)
-    return NamespaceCensus(census.namespaces())
+    census.add_mounts("self", "")
+    found = census.namespaces()
+    return NamespaceCensus(tuple(place for place in found if place.own or place.pids))
 
 
 class _Census:

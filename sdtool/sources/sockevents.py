@@ -10,12 +10,12 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sdtool.errors import Unavailable
 from sdtool.model.sockets import SocketFacts, Wanted
 from sdtool.model.stop import Event, EventKind, EventSource
-from sdtool.sources.namespaces import NetworkNamespace, look_into
+from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
 from sdtool.sources.sockets import MESSAGE, read_sockets
 
@@ -45,23 +45,38 @@ class SocketObserver:
         self.listeners: tuple[SocketFacts, ...] = ()
         self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
 
-    def arm(self, places: tuple[NetworkNamespace, ...], cgroups: frozenset[int]) -> None:
+    def arm(self, places: Sequence[NetworkNamespace], cgroups: tuple[int, ...]) -> frozenset[int]:
         """Watch the listening sockets that were made in the cgroups, in each namespace.
 
         What cannot be watched is said by ``available`` and ``reason``.
+
+        Returns:
+            All sockets there that were made in the cgroups, by inode.
         """
-        wanted = Wanted(listening=True, cgroups=tuple(sorted(cgroups)))
+        if not self.available:
+            return frozenset()
+        wanted = Wanted(cgroups=cgroups)
         try:
             looks = look_into(places, lambda: self._arm_here(wanted))
         except (OSError, Unavailable) as error:
             self.close()
             self.available = False
             self.reason = f"no destroy notifications: {error}"
-            return
-        self.listeners = tuple(r for _, rows in looks if isinstance(rows, tuple) for r in rows)
+            return frozenset()
         if any(isinstance(found, OSError) for _, found in looks):
-            self.reason += "; not in network namespaces of its own, which needs root"
-        self._by_cookie = {row.cookie: row for row in self.listeners}
+            self.reason += f"; not in network namespaces of its own, which {ENTER_HINT}"
+        rows = [row for _, found in looks if isinstance(found, tuple) for row in found]
+        # Of an MPTCP socket the TCP part is the one whose end is told.
+        parts = {row.inode for row in rows if row.protocol == "tcp"}
+        listening = [
+            row
+            for row in rows
+            if row.state in ("LISTEN", "UNCONN")
+            and (row.protocol != "mptcp" or row.inode not in parts)
+        ]
+        self.listeners += tuple(listening)
+        self._by_cookie.update((row.cookie, row) for row in listening)
+        return frozenset(row.inode for row in rows if row.inode)
 
     def _arm_here(self, wanted: Wanted) -> tuple[SocketFacts, ...]:
         # Armed before the dump: a socket that goes between the two would never be missed.
@@ -70,10 +85,7 @@ class SocketObserver:
         ear.bind((0, DESTROYED))
         self._epoll.register(ear, select.EPOLLIN)
         self._doors.append(open_diag())
-        rows = read_sockets(wanted, self._doors[-1])
-        parts = {row.inode for row in rows if row.protocol == "tcp"}
-        # Of an MPTCP socket the TCP part is the one whose end is told.
-        return tuple(r for r in rows if r.protocol != "mptcp" or r.inode not in parts)
+        return read_sockets(wanted, self._doors[-1])
 
     def fileno(self) -> int:
         """Readable when there is something to read."""
