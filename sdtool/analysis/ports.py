@@ -34,14 +34,12 @@ def judge_port(
     spec: PortSpec,
     sockets: Sequence[Socket],
     reason: str | None = None,
-    caveat: str | None = None,
 ) -> tuple[PortOwnership, ...]:
     """Who owns a port: an entry for each protocol that has something, or one that says free.
 
     Args:
         sockets: All that were found on this port.
         reason: Why there may be more; None when there are not.
-        caveat: What could not be looked for, though nothing says that there is any.
     """
     found = tuple(
         _judge_protocol(spec.port, protocol, ours, reason)
@@ -57,16 +55,14 @@ def judge_port(
             verdict=PortVerdict.UNKNOWN if reason else PortVerdict.FREE,
             owners=(),
             blocked_by=(),
-            hint=_free_hint(reason, caveat),
+            hint=_free_hint(reason),
         ),
     )
 
 
-def _free_hint(reason: str | None, caveat: str | None) -> str:
-    if reason is not None:
-        return f"nothing was found, but {reason}"
+def _free_hint(reason: str | None) -> str:
     where = "nothing has it in any network namespace"
-    return f"{where} that was seen; {caveat}" if caveat else where
+    return where if reason is None else f"{where} that was seen, but {reason}"
 
 
 def port_protocol(socket: Socket) -> str:

@@ -54,7 +54,7 @@ async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[P
     # Nobody is known to have it: before that is said, look where it costs more.
     rows += survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(_inodes(rows)))
-    return ports.judge_port(spec, joined, survey.reason, survey.caveat)
+    return ports.judge_port(spec, joined, survey.reason or survey.caveat)
 
 
 def _scan_likely_holders(

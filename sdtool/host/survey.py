@@ -84,7 +84,7 @@ class Survey:
     def caveat(self) -> str | None:
         """Why a namespace that only a descriptor keeps alive could not be looked for."""
         why = self.sweep.reason
-        return f"what only a descriptor keeps alive was not looked for: {why}" if why else None
+        return f"one that only a descriptor keeps alive may be hidden: {why}" if why else None
 
     @property
     def unseen_pids(self) -> frozenset[int]:
