@@ -1,7 +1,8 @@
-"""Where does a container runtime's proxy hand a port on to?
+"""Where does a container runtime hand a port on to?
 
 Docker publishes a port by a process outside the container, docker-proxy, that listens and hands
 on; its command line says where to. Who owns that port is docker; who answers is the container.
+Other runtimes rewrite addresses in the kernel alone (DNAT): then there is no socket to be seen.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from sdtool.analysis.cgroups import read_container
 from sdtool.analysis.ports import owns, port_protocol, socket_owners
 from sdtool.model.ports import PortOwner, PortOwnership, PublishedPort
 from sdtool.model.sockets import Socket
 
 DOCKER_PROXY = "docker-proxy"
+REWRITTEN = (
+    "a port that is published to a container by rewriting addresses alone has no socket: "
+    "nft list ruleset shows such rules"
+)
+
 ANY = ("0.0.0.0", "::")
 
 
@@ -26,6 +33,8 @@ class Target:
     port: int
     protocol: str
 
+
+PortOwnerships = tuple[PortOwnership, ...]
 
 Targets = Mapping[int, tuple[Target, Sequence[Socket]]]
 """By a proxy's pid: where to, and the sockets of that port in the network namespaces that have the
@@ -52,6 +61,18 @@ def parse_proxy(argv: Sequence[str]) -> Target | None:
 def name_published(answer: PortOwnership, targets: Targets) -> PortOwnership:
     """The answer, each proxy among the owners with what it hands on to."""
     return replace(answer, owners=tuple(_name_target(owner, targets) for owner in answer.owners))
+
+
+def mention_rewriting(answers: Iterable[PortOwnership], cgroups: Iterable[str]) -> PortOwnerships:
+    """The answers; where nobody was found and there are containers, with what that may mean."""
+    found = tuple(answers)
+    nobody = [answer for answer in found if not answer.owners and not answer.blocked_by]
+    if not nobody or not any(read_container(path) for path in cgroups):
+        return found
+    return tuple(
+        replace(answer, hint=f"{answer.hint}; {REWRITTEN}") if answer in nobody else answer
+        for answer in found
+    )
 
 
 def _name_target(owner: PortOwner, targets: Targets) -> PortOwner:

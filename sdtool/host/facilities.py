@@ -51,6 +51,12 @@ KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
         "the owner of a port is told by its holders alone",
     ),
     (
+        "netns",
+        lambda _: probes.probe_namespaces(),
+        "the sockets of every network namespace: containers, PrivateNetwork=",
+        "of others' network namespaces only what /proc/PID/net shows is seen, without owners",
+    ),
+    (
         "tracefs",
         lambda _: probes.probe_tracefs(),
         "the kernel's own record of signals (not used yet)",

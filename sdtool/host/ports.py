@@ -54,7 +54,8 @@ async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[P
     # Nobody is known to have it: before that is said, look where it costs more.
     rows += survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(_inodes(rows)))
-    return ports.judge_port(spec, joined, survey.reason or survey.caveat)
+    found = ports.judge_port(spec, joined, survey.reason or survey.caveat)
+    return published.mention_rewriting(found, (survey.ids or {}).values())
 
 
 def _scan_likely_holders(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdtool.model.sockets import Wanted
 from sdtool.model.unit import Unit
-from sdtool.sources import descriptors, processes, sockets
+from sdtool.sources import descriptors, namespaces, processes, sockets
 from sdtool.sources.cgroups import CgroupMount
 
 JOURNALS = ("/var/log/journal", "/run/log/journal")
@@ -66,7 +66,21 @@ def probe_sock_diag(mount: CgroupMount) -> tuple[bool, str]:
         return False, "cgroup ids name no unit on cgroup v1"
     if rows and all(row.cgroup_id is None for row in rows):
         return False, "the kernel names no cgroup ids (needs Linux 5.9 with cgroup2)"
-    return True, f"{len(rows)} listening sockets in this network namespace, with cgroup ids"
+    many = "1 listening socket" if len(rows) == 1 else f"{len(rows)} listening sockets"
+    return True, f"{many} in this network namespace, with cgroup ids"
+
+
+def probe_namespaces() -> tuple[bool, str]:
+    """Whether the sockets of every network namespace can be seen."""
+    census = namespaces.read_namespaces()
+    looks = namespaces.look_into(census.namespaces, lambda: True)
+    closed = sum(1 for _, entered in looks if entered is not True)
+    if census.reason:
+        return False, census.reason
+    if closed:
+        many = "1 is" if closed == 1 else f"{closed} are"
+        return False, f"{len(looks)} were found, and {many} closed to us: {namespaces.ENTER_HINT}"
+    return True, "1, our own" if len(looks) == 1 else f"{len(looks)}, and all can be entered"
 
 
 def probe_tracefs() -> tuple[bool, str]:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ports import judge_port
-from sdtool.analysis.published import Target, name_published, parse_proxy, proxies_of
+from sdtool.analysis.published import (
+    Target,
+    mention_rewriting,
+    name_published,
+    parse_proxy,
+    proxies_of,
+)
 from sdtool.model.ports import PortSpec, PublishedPort
 from sdtool.model.process import Container
 from sdtool.model.sockets import Holder, Socket
@@ -87,3 +93,19 @@ def test_server_of_any_other_name_is_no_proxy() -> None:
     (answer,) = judge_port(PortSpec(port=80), [listener(10, "web", "web.service")])
     assert () == proxies_of([answer])
     assert answer == name_published(answer, {})
+
+
+@pytest.mark.parametrize(
+    ("sockets", "cgroups", "mentioned"),
+    [
+        ([], [f"/system.slice/docker-{HEX}.scope"], True),
+        ([], ["/system.slice/web.service"], False),
+        ([INSIDE], [f"/system.slice/docker-{HEX}.scope"], False),
+    ],
+)
+def test_rewritten_port_has_no_socket(
+    sockets: list[Socket], cgroups: list[str], mentioned: bool
+) -> None:
+    """Said where nobody was found and there are containers, and nowhere else."""
+    (answer,) = mention_rewriting(judge_port(PortSpec(port=8080), sockets), cgroups)
+    assert mentioned == ("nft list ruleset" in (answer.hint or ""))
