@@ -13,7 +13,7 @@ from sdtool.host.survey import Survey
 from sdtool.model.answer import Answer
 from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVerdict
 from sdtool.model.process import ProcessFacts
-from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted
+from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted, Which
 from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.descriptors import Sweep
@@ -46,13 +46,13 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
 
 async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[PortOwnership, ...]:
     wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
-    rows = survey.read(wanted)
+    rows = survey.read(replace(wanted, which=Which.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
     found = ports.judge_port(spec, joined, survey.reason)
     if any(entry.verdict is PortVerdict.OWNED for entry in found):
         return found
     # Nobody is known to have it: before that is said, look where it costs more.
-    rows += survey.read_deeper(wanted)
+    rows = survey.read(wanted) + survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(_inodes(rows)))
     found = ports.judge_port(spec, joined, survey.reason or survey.caveat)
     return published.mention_rewriting(found, (survey.ids or {}).values())
@@ -96,7 +96,7 @@ async def read_listeners(
 
 
 def _listening(unix: bool) -> Wanted:
-    return Wanted(protocols=("unix",) if unix else PROTOCOLS[None], listening=True)
+    return Wanted(protocols=("unix",) if unix else PROTOCOLS[None], which=Which.LISTENING)
 
 
 async def own_listeners(session: Session, *, unix: bool = False) -> Answer[ListeningSocket]:

@@ -23,6 +23,7 @@ from sdtool.model.sockets import (
     SocketFacts,
     SocketUnit,
     Wanted,
+    Which,
 )
 from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
 from sdtool.sources.descriptors import Sweep
@@ -161,7 +162,7 @@ class Survey:
             self._unseen_pids |= set(place.pids)
         if rows is None:
             self._not_at_all.add(place)
-        elif wanted.listening and "unix" not in wanted.protocols:
+        elif wanted.which is Which.LISTENING and "unix" not in wanted.protocols:
             pass  # of these the text files have all
         elif place.own:
             self._unseen[f"{str(error).rstrip('.')}; /proc/net shows no bound sockets"] = None

@@ -70,21 +70,32 @@ class SocketSource(StrEnum):
     PROCFS = "procfs"
 
 
+class Which(StrEnum):
+    """Sockets in which states: to ask for less is faster.
+
+    ``LISTENING`` are those that take connections or datagrams from anybody: LISTEN, unconnected
+    UDP, AF_UNIX with a name. ``OWNING`` are all that own their port: those bound only, and
+    connected UDP too.
+    """
+
+    ALL = "all"
+    LISTENING = "listening"
+    OWNING = "owning"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """Which sockets are asked for.
 
     Attributes:
         protocols: tcp, mptcp, udp, unix.
-        listening: Only those that take connections or datagrams from anybody: LISTEN,
-            unconnected UDP, AF_UNIX with a name.
         port: Only those with this local port; 0 for all.
         cgroups: Only those made in one of these, by id; empty for all. AF_UNIX has no such id,
             and all of its sockets come.
     """
 
     protocols: tuple[str, ...] = ("tcp", "mptcp", "udp")
-    listening: bool = False
+    which: Which = Which.ALL
     port: int = 0
     cgroups: tuple[int, ...] = ()
 

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 
 NETLINK_SOCK_DIAG = 4
+TCPDIAG_GETSOCK = 18
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST = 0x1
 NLM_F_DUMP = 0x300
@@ -37,10 +38,13 @@ def open_diag(flags: int = 0) -> socket.socket:
     return socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG)
 
 
-def dump(body: bytes, door: socket.socket | None = None) -> list[bytes]:
+def dump(
+    body: bytes, door: socket.socket | None = None, kind: int = SOCK_DIAG_BY_FAMILY
+) -> list[bytes]:
     """Everything that a request brings, each message without its header.
 
     Args:
+        kind: The type of the request.
         door: What ``open_diag`` opened, to ask in its namespace; None for the calling thread's.
 
     Raises:
@@ -51,10 +55,10 @@ def dump(body: bytes, door: socket.socket | None = None) -> list[bytes]:
     for _ in range(MAX_TRIES):
         try:
             if door is not None:
-                rows = _dump_once(body, door)
+                rows = _dump_once(body, door, kind)
             else:
                 with open_diag() as netlink:
-                    rows = _dump_once(body, netlink)
+                    rows = _dump_once(body, netlink, kind)
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
         except OSError as error:
@@ -67,12 +71,11 @@ def dump(body: bytes, door: socket.socket | None = None) -> list[bytes]:
     raise OSError(failure, os.strerror(failure))
 
 
-def _dump_once(body: bytes, netlink: socket.socket) -> list[bytes] | None:
+def _dump_once(body: bytes, netlink: socket.socket, request: int) -> list[bytes] | None:
     """One try; None when what came is not the whole."""
     rows: list[bytes] = []
-    header = NLMSGHDR.pack(
-        NLMSGHDR.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0
-    )
+    flags = NLM_F_REQUEST | NLM_F_DUMP
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(body), request, flags, 1, 0)
     whole = True
     netlink.settimeout(ANSWER_S)
     netlink.sendto(header + body, (0, 0))

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator
 from sdtool.model.sockets import SocketFacts, SocketSource, Wanted
 from sdtool.sources.sockets import (
     SOCKET_TYPES,
-    STATE_CLOSE,
-    STATE_LISTEN,
     TIMER_TIME_WAIT,
     by_address,
     state_name,
+    states_of,
 )
 
 FILES = {"tcp": (("tcp", "inet"), ("tcp6", "inet6")), "udp": (("udp", "inet"), ("udp6", "inet6"))}
@@ -76,7 +75,7 @@ def parse_inet(
         except (ValueError, IndexError, OSError):
             continue
         number = int(fields[3], 16)
-        if wanted.listening and not 1 << number & (STATE_LISTEN, STATE_CLOSE)[protocol == "udp"]:
+        if not 1 << number & states_of(wanted.which, protocol):
             continue
         if wanted.port in (0, row.port):
             yield row

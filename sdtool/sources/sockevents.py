@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted
+from sdtool.model.sockets import SocketFacts, Wanted, Which
 from sdtool.model.stop import Event, EventKind, EventSource
 from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
@@ -137,7 +137,7 @@ class SocketObserver:
         """
         if not self.listeners:
             return ()
-        wanted = Wanted(listening=True)
+        wanted = Wanted(which=Which.LISTENING)
         present = {row.cookie for door in self._doors for row in read_sockets(wanted, door)}
         return tuple(row for row in self.listeners if row.cookie in present)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.model.sockets import SocketFacts, SocketSource, Wanted
+from sdtool.model.sockets import SocketFacts, SocketSource, Wanted, Which
 from sdtool.sources.procnet import parse_inet, read_sockets
 from tests.unit.make import captured
 
@@ -30,14 +30,14 @@ def recorded(name: str, wanted: Wanted | None = None) -> list[SocketFacts]:
 )
 def test_recorded_line_is_read(name: str, address: str, port: int, state: str, inode: int) -> None:
     """Addresses are words of the machine's byte order; neither creator nor cookie is told."""
-    (row,) = recorded(name, Wanted(port=port, listening=True))
+    (row,) = recorded(name, Wanted(port=port, which=Which.LISTENING))
     assert (address, port, state, inode) == (row.address, row.port, row.state, row.inode)
     assert (None, SocketSource.PROCFS, 1) == (row.cgroup_id, row.source, row.netns)
 
 
 def test_owner_of_a_line_is_its_user() -> None:
     """The uid stands beside the inode."""
-    uids = {row.port: row.uid for row in recorded("tcp", Wanted(listening=True))}
+    uids = {row.port: row.uid for row in recorded("tcp", Wanted(which=Which.LISTENING))}
     assert {8001: 0, 8006: 0, 8008: 1000} == uids
 
 
@@ -55,8 +55,8 @@ def test_time_wait_says_how_long_still() -> None:
 
 def test_socket_that_does_not_listen_is_not_a_listener() -> None:
     """Of TCP only LISTEN, of UDP only what has no peer."""
-    assert {"LISTEN"} == {row.state for row in recorded("tcp", Wanted(listening=True))}
-    assert {"UNCONN"} == {row.state for row in recorded("udp", Wanted(listening=True))}
+    assert {"LISTEN"} == {row.state for row in recorded("tcp", Wanted(which=Which.LISTENING))}
+    assert {"UNCONN"} == {row.state for row in recorded("udp", Wanted(which=Which.LISTENING))}
 
 
 @given(st.binary(max_size=200))

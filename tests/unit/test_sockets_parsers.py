@@ -138,9 +138,21 @@ def test_query_has_the_layout_of_the_kernel() -> None:
     assert b"\xff" * 8 == data[-8:]
 
 
+def test_both_families_are_asked_for_in_one_request() -> None:
+    """The older struct inet_diag_req, of 60 bytes: TCP alone has it."""
+    query = Query("tcp", states=1 << 10)
+    data = query.pack()
+    assert (60, 18) == (len(data), query.kind)
+    assert (0, b"\xff" * 8, 1 << 10) == (
+        data[0],
+        data[44:52],
+        int.from_bytes(data[52:56], "little"),
+    )
+
+
 def test_protocol_over_255_goes_into_an_attribute() -> None:
     """MPTCP is 262: 255 in the field, the number behind it."""
-    data = Query("mptcp").pack()
+    data = Query("mptcp", socket.AF_INET).pack()
     assert 255 == data[1]
     assert {3: struct.pack("=I", 262)} == parse_attributes(data[56:])
 
@@ -148,14 +160,18 @@ def test_protocol_over_255_goes_into_an_attribute() -> None:
 @given(st.integers(1, 65535))
 def test_port_is_filtered_in_the_kernel(port: int) -> None:
     """By a bytecode program: source port equals, jump to the end or past it."""
-    ((kind, program),) = parse_attributes(Query("tcp", port=port).pack()[56:]).items()
+    ((kind, program),) = parse_attributes(
+        Query("udp", socket.AF_INET, port=port).pack()[56:]
+    ).items()
     assert (1, (11, 8, 12, 0, 0, port)) == (kind, struct.unpack("=BBHBBH", program))
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
 def test_cgroups_are_filtered_in_the_kernel(ids: list[int]) -> None:
     """Each condition jumps to the end when it holds, the last one beyond it when not."""
-    (program,) = parse_attributes(Query("tcp", cgroups=tuple(ids)).pack()[56:]).values()
+    (program,) = parse_attributes(
+        Query("udp", socket.AF_INET, cgroups=tuple(ids)).pack()[56:]
+    ).values()
     conditions = list(struct.iter_unpack("=BBHQ", program))
     assert ids == [condition[3] for condition in conditions]
     for index, (code, yes, no, _) in enumerate(conditions):
