@@ -157,7 +157,8 @@ class Survey:
         self, place: NetworkNamespace, wanted: Wanted, error: SdtoolError | OSError
     ) -> Rows:
         """What text files tell of a namespace where sock_diag is closed to us."""
-        rows = procnet.read_sockets(place.pids, wanted, place.inode)
+        pids = ("thread-self",) if place.own else place.pids
+        rows = procnet.read_sockets(pids, wanted, place.inode)
         if rows != () and not place.own:
             self._unseen_pids |= set(place.pids)
         if rows is None:

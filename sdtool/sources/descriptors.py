@@ -27,6 +27,7 @@ from sdtool.sources.processes import (
     read_pids,
     read_process,
 )
+from sdtool.sources.spread import spread
 
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
@@ -106,8 +107,7 @@ class Sweep:
         self._found: dict[int, Descriptors] = {}
         self._hidden = 0
         self.pids = tuple(read_pids() if pids is None else pids)
-        for pid in self.pids:
-            held = read_descriptors(pid)
+        for pid, held in (one for part in spread(self.pids, _look) for one in part):
             if held is None:
                 self._hidden += 1
             elif held.sockets or held.namespaces:
@@ -193,6 +193,10 @@ class Sweep:
         finally:
             for fd in found.values():
                 os.close(fd)
+
+
+def _look(pids: Iterable[int]) -> list[tuple[int, Descriptors | None]]:
+    return [(pid, read_descriptors(pid)) for pid in pids]
 
 
 def _is_initial_pid_namespace() -> bool:

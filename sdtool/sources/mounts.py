@@ -25,13 +25,16 @@ class Mount:
     options: tuple[str, ...]
 
 
-def read_mounts(pid: int | str = "self") -> tuple[Mount, ...]:
-    """The mounts that a process sees; none of one that is gone or hidden."""
+def read_mounts(pid: int | str, kind: str) -> tuple[Mount, ...]:
+    """The mounts of a file system that a process sees; none of one that is gone or hidden."""
     try:
         with open(f"/proc/{pid}/mountinfo", "rb") as file:
-            return tuple(parse_mounts(os.fsdecode(file.read())))
+            text = os.fsdecode(file.read())
     except OSError:
         return ()
+    # A machine full of containers has thousands of others.
+    lines = (line for line in text.split("\n") if f" - {kind} " in line)
+    return tuple(mount for mount in parse_mounts("\n".join(lines)) if mount.kind == kind)
 
 
 def parse_mounts(text: str) -> Iterator[Mount]:

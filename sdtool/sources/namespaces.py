@@ -17,12 +17,14 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from sdtool.sources.mounts import read_mounts
-from sdtool.sources.processes import hides_processes, parse_netns, read_netns, read_pids
+from sdtool.sources.processes import hides_processes, parse_netns, read_netns
+from sdtool.sources.spread import spread
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class NetworkNamespace:
         inode: What names it; None for that of other users' processes, which may not be told.
         name: Below /run/netns, or the path of another mount; None when it is not mounted.
         doors: Files that stand for it, to be tried in this order.
-        pids: The processes that are in it, of those that were looked at.
+        pids: The processes that are in it, of those that were looked at; not told of our own.
         own: It is the one we are in.
     """
 
@@ -71,7 +73,7 @@ def read_namespaces() -> NamespaceCensus:
     reason = None
     if hides_processes():
         reason = "other users' processes are hidden, and with them their network namespaces"
-    census.add_processes(read_pids())
+    census.add_processes(None)
     census.add_mounts("1", "/proc/1/root")
     census.add_mounts("self", "")
     return NamespaceCensus(census.namespaces(), reason)
@@ -91,72 +93,73 @@ class _Census:
 
     def __init__(self) -> None:
         self._own = read_netns("thread-self")
-        self._pids: dict[str, list[int]] = {}
-        self._untold: list[int] = []
+        self._pids: dict[int | None, list[str]] = {}
+        self._untold: list[str] = []
         self._names: dict[int, str] = {}
         self._mounts: dict[int, list[str]] = {}
 
-    def add_processes(self, pids: Iterable[int]) -> None:
-        """Note where each process is: 4 us for each, so nothing is read that can do without."""
-        found, untold = self._pids, self._untold
+    def add_processes(self, pids: Iterable[int] | None) -> None:
+        """Note where processes are, None for all: 5 us for each, so nothing more is done here."""
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for pid in pids:
-                try:
-                    link = os.readlink(f"{pid}/ns/net", dir_fd=proc)
-                except PermissionError:
-                    untold.append(pid)
-                except OSError:
-                    continue  # it has ended
-                else:
-                    found.setdefault(link, []).append(pid)
+            names = filter(str.isdigit, os.listdir(proc)) if pids is None else map(str, pids)
+            for found in spread(tuple(names), partial(_read_links, proc)):
+                for link, there in found.items():
+                    if link is None:
+                        self._untold += there
+                    else:
+                        self._pids.setdefault(parse_netns(link), []).extend(there)
         finally:
             os.close(proc)
 
     def add_mounts(self, pid: str, root: str) -> None:
         """Note the namespaces that a process sees mounted, by ip-netns(8) for one."""
-        for mount in read_mounts(pid):
-            inode = parse_netns(mount.root) if mount.kind == "nsfs" else None
+        for mount in read_mounts(pid, "nsfs"):
+            inode = parse_netns(mount.root)
             if inode is not None:
                 self._names.setdefault(inode, _name_of(mount.path))
                 self._mounts.setdefault(inode, []).append(f"{root}{mount.path}")
 
     def namespaces(self) -> tuple[NetworkNamespace, ...]:
         """All that were found, our own first, those that may not be told last."""
-        pids = {parse_netns(link): found for link, found in self._pids.items()}
-        inodes = {inode for inode in (*pids, *self._mounts) if inode is not None} - {self._own}
-        own = NetworkNamespace(
-            self._own,
-            self._names.get(self._own or 0),
-            pids=tuple(pids.get(self._own, ())),
-            own=True,
-        )
-        return (
-            own,
-            *(self._namespace(inode, pids.get(inode, ())) for inode in sorted(inodes)),
-            *self._untold_namespaces(pids),
-        )
+        inodes = {inode for inode in (*self._pids, *self._mounts) if inode is not None}
+        own = NetworkNamespace(self._own, self._names.get(self._own or 0), own=True)
+        others = (self._namespace(inode) for inode in sorted(inodes - {self._own}))
+        return own, *others, *self._untold_namespaces()
 
-    def _namespace(self, inode: int, pids: Iterable[int]) -> NetworkNamespace:
-        mounts = self._mounts.get(inode, ())
-        doors = (*mounts, *(f"/proc/{pid}/ns/net" for pid in pids))
-        return NetworkNamespace(inode, self._names.get(inode), doors, tuple(pids))
+    def _namespace(self, inode: int) -> NetworkNamespace:
+        pids = tuple(map(int, self._pids.get(inode, ())))
+        doors = (*self._mounts.get(inode, ()), *(f"/proc/{pid}/ns/net" for pid in pids))
+        return NetworkNamespace(inode, self._names.get(inode), doors, pids)
 
-    def _untold_namespaces(
-        self, told: Mapping[int | None, Sequence[int]]
-    ) -> Iterator[NetworkNamespace]:
+    def _untold_namespaces(self) -> Iterator[NetworkNamespace]:
         """Those of processes whose ns/net is closed to us: /proc/PID/net tells them apart."""
         if not self._untold:
             return
         known = {_net_identity("thread-self")}
-        known |= {_net_identity(pids[0]) for pids in told.values()}
+        known |= {_net_identity(pids[0]) for pids in self._pids.values()}
         found: dict[int, list[int]] = {}
         for pid in self._untold:
             identity = _net_identity(pid)
             if identity is not None and identity not in known:
-                found.setdefault(identity, []).append(pid)
+                found.setdefault(identity, []).append(int(pid))
         for pids in found.values():
             yield NetworkNamespace(None, pids=tuple(pids))
+
+
+def _read_links(proc: int, pids: Iterable[str]) -> dict[str | None, list[str]]:
+    """The processes by their ns/net; under None those of which it may not be read."""
+    found: dict[str | None, list[str]] = {}
+    for pid in pids:
+        try:
+            link = os.readlink(pid + "/ns/net", dir_fd=proc)
+        except PermissionError:
+            found.setdefault(None, []).append(pid)
+        except OSError:
+            continue  # it has ended
+        else:
+            found.setdefault(link, []).append(pid)
+    return found
 
 
 def read_inode(path: str) -> int | None:

@@ -34,7 +34,7 @@ PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
 
 def read_pids() -> tuple[int, ...]:
     """Every process that /proc shows, in ascending order."""
-    return tuple(sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+    return tuple(sorted(map(int, filter(str.isdigit, os.listdir("/proc")))))
 
 
 def read_process(pid: int) -> ProcessFacts | None:

@@ -145,15 +145,17 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
     """
     netns = read_netns("thread-self")
     found: dict[tuple[object, ...], SocketFacts] = {}
+    families: set[int] = set()
     for query in _queries(wanted):
-        if query.protocol == "mptcp" and wanted.port and not found:
-            # A walk of 2 ms for what TCP shows too: the part of it that has the port.
+        if query.protocol == "mptcp" and wanted.port and query.family not in families:
+            # A walk of 1 ms for what TCP shows too: the part of it that has the port.
             continue
         for row in _ask(query, door):
             facts = parse_message(row, query.protocol, netns)
             if _is_wanted(facts, wanted):
                 # An MPTCP listener shows its TCP subflow too, with a cookie of its own.
                 found[query.protocol, facts.cookie, facts.inode, facts.peer_port] = facts
+                families.add(row[0])
     if "unix" in wanted.protocols:
         named = wanted.which is not Which.ALL
         for row in _dump(pack_unix_query(named), "unix", socket.AF_UNIX, door):

@@ -1,0 +1,37 @@
+"""Work spread over threads comes back whole and in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdtool.sources.spread import spread
+
+
+@given(st.integers(0, 2000))
+def test_parts_cover_all_items_in_order(many: int) -> None:
+    """Whatever the number, and however many processors there are."""
+    parts = spread(range(many), list)
+    assert list(range(many)) == [item for part in parts for item in part]
+
+
+def test_failure_in_a_thread_comes_out() -> None:
+    """It is not lost with the thread."""
+
+    def work(items: Sequence[int]) -> None:
+        if 999 in items:
+            raise LookupError("the last one")
+
+    with pytest.raises(LookupError, match="the last one"):
+        spread(range(1000), work)
+
+
+def test_no_thread_is_left() -> None:
+    """Everything is done when the answer is there."""
+    before = threading.active_count()
+    spread(range(1000), len)
+    assert before == threading.active_count()
