@@ -19,9 +19,9 @@ PAYLOAD = Path(__file__).with_name("payload.py")
 
 Row = dict[str, Any]
 
-# The machine sees the containers' ports where all namespaces are merged: it has its own numbers.
-_FIRST = 18550 if SCOPE else 18100
-_NUMBERS = itertools.cycle(range(_FIRST, _FIRST + 450))
+# The machine sees the containers' ports where all namespaces are merged: it has its own numbers,
+# and those from 18900 on are for tests/container.
+_NUMBERS = itertools.cycle(range(18550, 18900) if SCOPE else range(18100, 18550))
 
 
 def find_port() -> int:
