@@ -126,6 +126,21 @@ def test_passed_socket_is_unknown_to_others(system: System, world: Situations, p
     assert [(taker, "holder")] == owners(ask(system, port))
 
 
+def test_others_unix_socket_is_nobodys_to_others(system: System, world: Situations) -> None:
+    """The kernel names no cgroup for it: no unit, no holders, and why; root has both."""
+    unit = world.start("unix", "stream=@sdtool-t-others")
+    found = {}
+    for user in ("root", TESTER):
+        rows = system.sdtool("ports", "--unix", user=user).data
+        (found[user],) = [row for row in rows if row["socket"]["path"] == "@sdtool-t-others"]
+    hidden = found[TESTER]["socket"]
+    assert (unit, None) == (found["root"]["unit"], found[TESTER]["unit"])
+    assert (None, None, 0) == (hidden["holders"], hidden["creator"], hidden["uid"])
+    assert hidden["creator_reason"]
+    for capability in CAPABILITIES:
+        assert capability in hidden["holders_reason"]
+
+
 @pytest.mark.parametrize("user", ["root", OTHER])
 def test_others_namespace_is_unknown(
     system: System, world: Situations, port: int, user: str

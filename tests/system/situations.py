@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,6 +128,16 @@ class Situations:
         run = ["systemd-run", self.flag, "--quiet", "--unit=sdtool-t-witness"]
         self.run(*run, f"--property=After={unit}", "sleep", "infinity")
 
+    def ask_from(self, *question: str, properties: Sequence[str]) -> list[Row]:
+        """What sdtool answers when it runs in a unit with these properties."""
+        settings = [f"--property={setting}" for setting in properties]
+        settings += ["--same-dir", f"--setenv=PYTHONPATH={os.environ.get('PYTHONPATH', '')}"]
+        run = ["systemd-run", self.flag, "--quiet", "--pipe", "--wait", "--collect", *settings]
+        command = [sys.executable, "-m", "sdtool", *question, "--json", self.flag]
+        done = self.manager.run([*run, "--unit=sdtool-t-asks", *command])
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return data(done)
+
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
         return self.systemctl("show", "-P", name, unit).strip()
@@ -140,6 +151,14 @@ class Situations:
         self.run("ip", "netns", "add", name)
         self._stack.callback(self.manager.run, ["ip", "netns", "delete", name])
         return f"/run/netns/{name}"
+
+    def add_nameless_namespace(self) -> str:
+        """Make a network namespace that is mounted where nobody looks for names; its path."""
+        path = self.directory / "namespace"
+        path.touch()
+        self._stack.callback(self.manager.run, ["umount", str(path)])
+        self.run("unshare", f"--net={path}", "true")
+        return str(path)
 
     def namespace_of(self, path: str) -> int:
         """The number of a network namespace, by a path to it."""

@@ -23,7 +23,7 @@ from tests.system.situations import (
     sockets_of,
 )
 
-root = pytest.mark.capability("root")
+root = pytest.mark.capability("namespaces")
 
 PRIVATE = "PrivateNetwork=yes"
 
@@ -33,8 +33,9 @@ class Place:
     """A listener in a namespace that is not ours, and all that is to be said of it.
 
     Attributes:
-        lives: A process that is in the namespace, 0 when there is none.
         port: Of tcp, on every address.
+        path: Where the namespace can be entered; None when nowhere.
+        lived_in: Whether a process is in it.
     """
 
     unit: str
@@ -43,7 +44,8 @@ class Place:
     holder: int
     name: str | None = None
     via: str = "holder"
-    lives: int = 0
+    path: str | None = None
+    lived_in: bool = False
 
 
 Places = Mapping[str, Place]
@@ -53,7 +55,9 @@ def place_private(situations: Situations, port: int) -> Place:
     """In the namespace that the manager made for the unit."""
     unit = situations.start("private", f"tcp=0.0.0.0:{port}", properties=[PRIVATE])
     main = situations.main_pid(unit)
-    return Place(unit=unit, port=port, netns=namespace(main), holder=main, lives=main)
+    path = f"/proc/{main}/ns/net"
+    netns = namespace(main)
+    return Place(unit=unit, port=port, netns=netns, holder=main, path=path, lived_in=True)
 
 
 def place_joined(situations: Situations, port: int) -> Place:
@@ -62,8 +66,9 @@ def place_joined(situations: Situations, port: int) -> Place:
     joins = [PRIVATE, f"JoinsNamespaceOf={host}"]
     unit = situations.start("joined", f"tcp=0.0.0.0:{port}", properties=joins)
     main = situations.main_pid(unit)
-    netns = namespace(situations.main_pid(host))
-    return Place(unit=unit, port=port, netns=netns, holder=main, lives=main)
+    path = f"/proc/{situations.main_pid(host)}/ns/net"
+    netns = situations.namespace_of(path)
+    return Place(unit=unit, port=port, netns=netns, holder=main, path=path, lived_in=True)
 
 
 def place_named(situations: Situations, port: int) -> Place:
@@ -78,7 +83,8 @@ def place_named(situations: Situations, port: int) -> Place:
         netns=situations.namespace_of(path),
         holder=main,
         name="sdtool-t-lived-in",
-        lives=main,
+        path=path,
+        lived_in=True,
     )
 
 
@@ -94,7 +100,18 @@ def place_mounted(situations: Situations, port: int) -> Place:
         holder=situations.manager.pid,
         name="sdtool-t-empty",
         via="socket-unit",
+        path=path,
     )
+
+
+def place_nameless(situations: Situations, port: int) -> Place:
+    """The same, mounted at a path that is no name."""
+    path = situations.add_nameless_namespace()
+    listen = f"ListenStream=[::]:{port}"
+    unit = situations.start_socket("nameless", listen, f"NetworkNamespacePath={path}")
+    netns = situations.namespace_of(path)
+    holder = situations.manager.pid
+    return Place(unit=unit, port=port, netns=netns, holder=holder, via="socket-unit", path=path)
 
 
 def place_descriptor(situations: Situations, port: int) -> Place:
@@ -109,6 +126,7 @@ KINDS = {
     "joined": place_joined,
     "named": place_named,
     "mounted": place_mounted,
+    "nameless": place_nameless,
     "descriptor": place_descriptor,
 }
 
@@ -144,17 +162,17 @@ def where(socket: Row) -> tuple[int, int, str | None]:
 def test_situations_are_what_they_say(places: Places, manager: Bench) -> None:
     """By ss in each namespace that can be entered, and by the descriptors of the holder."""
     here = manager.run(["ss", "-Hlnt"]).stdout
-    for kind, place in places.items():
-        into = f"/proc/{place.lives}/ns/net" if place.lives else f"/run/netns/{place.name}"
+    mounts = manager.run(["cat", "/proc/self/mountinfo"]).stdout
+    for place in places.values():
         assert f":{place.port} " not in here
         assert place.netns != namespace()
-        assert bool(place.lives) == (place.netns in lived_in())
-        if kind == "descriptor":
-            mounts = manager.run(["cat", "/proc/self/mountinfo"]).stdout
+        assert place.lived_in == (place.netns in lived_in())
+        if place.path is None:
             assert f"net:[{place.netns}]" not in mounts
             assert 1 == len(inodes(place.holder) - all_inodes())
         else:
-            look = ["nsenter", f"--net={into}", "ss", "-Hlntp", f"sport = :{place.port}"]
+            enter = ["nsenter", f"--net={place.path}"]
+            look = [*enter, "ss", "-Hlntp", f"sport = :{place.port}"]
             assert f"pid={place.holder}," in manager.run(look).stdout
 
 
@@ -231,6 +249,16 @@ def test_same_port_in_two_namespaces_has_two_owners(
 
 
 @root
+def test_question_from_inside_a_namespace_is_about_all(situations: Situations, port: int) -> None:
+    """Asked in a unit with PrivateNetwork=yes: what is in the machine's own is seen from there."""
+    unit = situations.start("outside", f"tcp=127.0.0.1:{port}")
+    (entry,) = situations.ask_from("port", f"{port}/tcp", properties=[PRIVATE])
+    assert ("owned", [(unit, "holder")]) == (entry["verdict"], owners(entry))
+    assert namespace() == entry["owners"][0]["socket"]["netns"]
+
+
+@root
+@pytest.mark.capability("bound sockets")
 def test_bound_and_datagram_sockets_are_found_elsewhere(
     sdtool: Client, situations: Situations, port: int
 ) -> None:

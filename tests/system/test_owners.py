@@ -6,14 +6,13 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from tests.machine import children, eventually
-from tests.system.bench import SCOPE, Bench, Client, flag_of
+from tests.system.bench import SCOPE, Bench, Client
 from tests.system.situations import (
     Row,
     Situations,
@@ -53,7 +52,12 @@ def ss_holders(manager: Bench, port: int) -> set[int]:
     return {int(pid) for pid in re.findall(r"pid=(\d+)", shown)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+bound = pytest.mark.capability("bound sockets")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[bound] * kind.startswith("bound")) for kind in KINDS]
+)
 def test_socket_of_any_kind_has_its_unit(
     sdtool: Client, situations: Situations, manager: Bench, port: int, kind: str
 ) -> None:
@@ -432,16 +436,7 @@ def test_container_is_named_beside_its_scope(
 
 # Without sock_diag, and with very many -------------------------------------------------------
 
-
-def run_without_netlink(situations: Situations, *arguments: str) -> list[Row]:
-    """What sdtool answers in a unit that may not speak netlink."""
-    families = "--property=RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
-    run = ["systemd-run", situations.flag, "--quiet", "--pipe", "--wait", "--collect", families]
-    run += ["--same-dir", f"--setenv=PYTHONPATH={os.environ.get('PYTHONPATH', '')}"]
-    command = [sys.executable, "-m", "sdtool", *arguments, "--json", flag_of(situations.manager)]
-    done = situations.manager.run([*run, "--unit=sdtool-t-deaf", *command])
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    return data(done)
+NO_NETLINK = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
 
 
 def test_proc_answers_where_netlink_may_not_be_spoken(situations: Situations) -> None:
@@ -451,7 +446,8 @@ def test_proc_answers_where_netlink_may_not_be_spoken(situations: Situations) ->
     unit = situations.start("plain", *(f"{KINDS[kind][0]}:{port}" for kind, port in asked.items()))
     main = situations.main_pid(unit)
 
-    rows = run_without_netlink(situations, "port", *map(str, [*asked.values(), absent]))
+    ports = map(str, [*asked.values(), absent])
+    rows = situations.ask_from("port", *ports, properties=[NO_NETLINK])
 
     found = dict(zip([*asked, "absent"], rows, strict=True))
     for kind in ("tcp", "tcp6", "udp", "udp6"):
