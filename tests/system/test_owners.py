@@ -52,45 +52,60 @@ def ss_holders(manager: Bench, port: int) -> set[int]:
     return {int(pid) for pid in re.findall(r"pid=(\d+)", shown)}
 
 
-bound = pytest.mark.capability("bound sockets")
+GROUPS = {
+    "tcp": ["tcp", "any", "tcp6", "dual", "v6only"],
+    "udp": ["udp", "udp6"],
+    "mptcp": ["mptcp"],
+    "bound": ["bound", "bound6"],
+}
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[bound] * kind.startswith("bound")) for kind in KINDS]
+    "group",
+    ["tcp", "udp", "mptcp", pytest.param("bound", marks=pytest.mark.capability("bound sockets"))],
 )
 def test_socket_of_any_kind_has_its_unit(
-    sdtool: Client, situations: Situations, manager: Bench, port: int, kind: str
+    sdtool: Client, situations: Situations, manager: Bench, group: str
 ) -> None:
     """One owner with all that is true of its socket; ss agrees where it sees the socket."""
-    step, expected = KINDS[kind]
-    unit = situations.start("kind", f"{step}:{port}")
+    ports = {kind: find_port() for kind in GROUPS[group]}
+    unit = situations.start("kind", *(f"{KINDS[kind][0]}:{ports[kind]}" for kind in ports))
     main = situations.main_pid(unit)
-    heard = ss_holders(manager, port)
-    assert heard == (set() if expected["state"] == "BOUND" else {main})
+    heard = set() if group == "bound" else {main}
+    assert {kind: heard for kind in ports} == {
+        kind: ss_holders(manager, port) for kind, port in ports.items()
+    }
 
-    entry = ask(sdtool, port)
+    entries = data(sdtool("port", *map(str, ports.values()), "--json"))
 
-    (owner,) = entry["owners"]
+    protocol = "udp" if group == "udp" else "tcp"
+    assert [("owned", port, protocol) for port in ports.values()] == [
+        (entry["verdict"], entry["port"], entry["protocol"]) for entry in entries
+    ]
+    for kind, entry in zip(ports, entries, strict=True):
+        (owner,) = entry["owners"]
+        require_plain_owner(owner, unit, situations.scope, main)
+        expected = {**KINDS[kind][1], "port": ports[kind], "uid": os.getuid()}
+        assert expected == {key: owner["socket"][key] for key in expected}
+
+
+def require_plain_owner(owner: Row, unit: str, manager: str, main: int) -> None:
+    """One process of a unit made the socket, here, and holds it."""
     found = owner["socket"]
-    protocol = "udp" if expected["protocol"] == "udp" else "tcp"
-    assert ("owned", port, protocol) == (entry["verdict"], entry["port"], entry["protocol"])
-    assert (unit, situations.scope, None, "holder") == (
+    assert (unit, manager, None, "holder") == (
         owner["unit"],
         owner["manager"],
         owner["container"],
         owner["via"],
     )
     assert [main] == [holder["pid"] for holder in owner["holders"]]
-    assert expected == {key: found[key] for key in expected}
-    assert (port, os.getuid(), namespace(main), None, "sock_diag") == (
-        found["port"],
-        found["uid"],
+    assert (unit, namespace(main), None, "sock_diag") == (
+        found["creator"]["unit"],
         found["netns"],
         found["netns_name"],
         found["source"],
     )
     assert {found["inode"]} <= inodes(main)
-    assert unit == found["creator"]["unit"]
 
 
 def test_all_tables_have_the_same_listeners(sdtool: Client, situations: Situations) -> None:
@@ -108,7 +123,7 @@ def test_all_tables_have_the_same_listeners(sdtool: Client, situations: Situatio
     traced = [row for row in trace["sockets"] if row["state"] in ("LISTEN", "UNCONN")]
     assert expected == sorted((row["protocol"], row["port"]) for row in traced)
     shown = {f"{port}/{'udp' if name == 'udp' else 'tcp'}" for name, port in expected}
-    assert shown == {text.replace("mptcp", "tcp") for text in listed["ports"]}
+    assert sorted(shown) == sorted(text.replace("mptcp", "tcp") for text in listed["ports"])
 
 
 def test_free_port_is_never_owned(sdtool: Client, port: int) -> None:
