@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdtool.sandbox import Container
 from sdtool.sandbox.rootfs import TESTER
+from tests.container.conftest import Boot
+from tests.container.suites import AS_REAL, REQUIREMENTS
 from tests.container.system import Result, System
 from tests.container.test_all_managers import own, uid_of
 from tests.system.situations import PAYLOAD, Row, Situations, holders, owners
@@ -26,15 +31,29 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
+def system(suite: str) -> Iterator[System]:
+    """A system in which root may do what it may on a real machine, with two users' managers."""
+    with Container(suite, requirements=REQUIREMENTS, arguments=AS_REAL) as container:
+        system = System(container)
+        assert 0 == system.run(["useradd", "--create-home", OTHER]).status
+        for user in (TESTER, OTHER):
+            started = system.run(["systemctl", "start", manager_of(system, user)])
+            assert 0 == started.status, started.stderr
+        yield system
+
+
+@pytest.fixture(scope="module")
 def world(system: System, tmp_path_factory: pytest.TempPathFactory) -> Situations:
-    """The system's manager with the payload, and a manager for each of two users."""
+    """Units with the sockets that a test is about, on the system's manager."""
+    return situate(system, tmp_path_factory.mktemp("units"))
+
+
+def situate(system: System, directory: Path) -> Situations:
+    """Put the payload into a system."""
     write = ["sh", "-c", f"cat > {PROGRAM} && chmod 644 {PROGRAM}"]
     done = system.container.run(write, text=PAYLOAD.read_text())
     assert 0 == done.returncode, done.stderr
-    for user in (TESTER, OTHER):
-        started = system.run(["systemctl", "start", f"user@{uid_of(system, user)}.service"])
-        assert 0 == started.status, started.stderr
-    return Situations(system.container, tmp_path_factory.mktemp("units"), payload=PROGRAM)
+    return Situations(system.container, directory, payload=PROGRAM)
 
 
 def manager_of(system: System, user: str) -> str:
@@ -188,6 +207,16 @@ def test_root_knows_that_a_port_is_free(system: System, world: Situations, port:
     result = system.sdtool("port", str(port))
     entry = entry_of(result)
     assert (1, "free", []) == (result.status, entry["verdict"], entry["owners"])
+
+
+def test_forbidden_call_leaves_a_port_unknown(boot: Boot, tmp_path: Path, port: int) -> None:
+    """Where a filter forbids pidfd_getfd, root cannot enter what only a descriptor holds."""
+    steps = ("netns=new", f"tcp=0.0.0.0:{port}", "netns=back")
+    system = boot(arguments=["--system-call-filter=~pidfd_getfd"])
+    situate(system, tmp_path).start("descriptor", *steps)
+    entry = ask(system, port)
+    assert ("unknown", []) == (entry["verdict"], entry["owners"])
+    assert "pidfd_getfd" in entry["hint"]
 
 
 # What root learns of users' managers ---------------------------------------------------------
