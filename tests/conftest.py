@@ -110,6 +110,17 @@ def _lacks_root() -> str | None:
     return None if os.geteuid() == 0 else "an ordinary user cannot become another one"
 
 
+def _lacks_namespaces() -> str | None:
+    ordinary = "an ordinary user neither makes network namespaces for others nor enters them"
+    return None if os.geteuid() == 0 else ordinary
+
+
+def _lacks_bound_sockets() -> str | None:
+    major, minor = map(int, os.uname().release.split(".")[:2])
+    old = "before Linux 6.8 sock_diag does not show sockets that are bound only"
+    return old if (major, minor) < (6, 8) else None
+
+
 def _lacks_freezable_manager() -> str | None:
     inside = os.environ.get("SDTOOL_TEST_SCOPE") == "system"
     return "PID 1 hears no SIGSTOP from inside its own system" if inside else None
@@ -126,7 +137,9 @@ def _lacks_cgroup_v1() -> str | None:
 
 
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    "bound sockets": _lacks_bound_sockets,
     "cgroup v1": _lacks_cgroup_v1,
+    "namespaces": _lacks_namespaces,
     "root": _lacks_root,
     "freezable manager": _lacks_freezable_manager,
     "unbooted machine": _lacks_unbooted_machine,

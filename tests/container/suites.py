@@ -22,6 +22,9 @@ REPORTS = CHECKOUT / "build" / "reports"
 
 REQUIREMENTS = ("pytest>=8",)
 
+AS_REAL = ("--system-call-filter=pidfd_getfd",)
+"""Of nspawn: root may take a copy of another process's descriptor, as it may on a real machine."""
+
 # The sandbox has tests of its own, which are about the machine that it runs on.
 _PYTEST = ("python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/system")
 _PYTEST += ("--ignore=tests/system/test_sandbox.py",)
@@ -56,7 +59,11 @@ def run_inside(run: Inside) -> subprocess.CompletedProcess[str]:
     # The journal is open to tester, as it is to administrators: the tests read it.
     prepare = f"chroot . usermod --append --groups systemd-journal {TESTER}"
     container = Container(
-        run.suite, bind={PLACE: CHECKOUT}, prepare=prepare, requirements=REQUIREMENTS
+        run.suite,
+        bind={PLACE: CHECKOUT},
+        prepare=prepare,
+        arguments=AS_REAL,
+        requirements=REQUIREMENTS,
     )
     with container:
         if run.scope is Scope.USER:

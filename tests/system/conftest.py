@@ -14,6 +14,7 @@ import pytest
 from sdtool.errors import SdtoolError
 from tests.machine import end_demo_units
 from tests.system.bench import Bench, Client, flag_of, open_bench
+from tests.system.situations import Situations, find_port
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +66,21 @@ def sdtool(manager: Bench) -> Client:
         return manager.run(command, timeout=timeout)
 
     return run
+
+
+@pytest.fixture
+def situations(manager: Bench, tmp_path: Path) -> Iterator[Situations]:
+    """Units with the sockets that a test is about."""
+    tmp_path.chmod(0o755)
+    situations = Situations(manager, tmp_path)
+    yield situations
+    situations.close()
+
+
+@pytest.fixture
+def port() -> int:
+    """A port for a test alone."""
+    return find_port()
 
 
 AS_NOBODY = """

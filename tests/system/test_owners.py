@@ -1,0 +1,494 @@
+"""Who owns a port: every kind of socket, and every door through which a unit comes to have one."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.machine import children, eventually
+from tests.system.bench import SCOPE, Bench, Client
+from tests.system.situations import (
+    Row,
+    Situations,
+    ask,
+    data,
+    find_port,
+    holders,
+    inodes,
+    namespace,
+    owners,
+    sockets_of,
+)
+
+TCP = {"protocol": "tcp", "type": "stream", "state": "LISTEN"}
+UDP = {"protocol": "udp", "type": "dgram", "state": "UNCONN"}
+V4 = {"family": "inet", "address": "127.0.0.1", "v6only": None}
+V6 = {"family": "inet6"}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tcp": ("tcp=127.0.0.1", {**TCP, **V4}),
+    "any": ("tcp=0.0.0.0", {**TCP, **V4, "address": "0.0.0.0"}),
+    "tcp6": ("tcp=[::1]", {**TCP, **V6, "address": "::1"}),
+    "dual": ("tcp=[::]", {**TCP, **V6, "address": "::", "v6only": False}),
+    "v6only": ("tcp+v6only=[::]", {**TCP, **V6, "address": "::", "v6only": True}),
+    "udp": ("udp=127.0.0.1", {**UDP, **V4}),
+    "udp6": ("udp=[::1]", {**UDP, **V6, "address": "::1"}),
+    "mptcp": ("mptcp=127.0.0.1", {**TCP, **V4, "protocol": "mptcp"}),
+    "bound": ("tcp+bound=127.0.0.1", {**TCP, **V4, "state": "BOUND"}),
+    "bound6": ("tcp+bound=[::1]", {**TCP, **V6, "address": "::1", "state": "BOUND"}),
+}
+"""Kinds of sockets: the payload's step, and what is true of the socket."""
+
+
+def ss_holders(manager: Bench, port: int) -> set[int]:
+    """Who listens on a port, by ss."""
+    shown = manager.run(["ss", "-Hlntup", f"sport = :{port}"]).stdout
+    return {int(pid) for pid in re.findall(r"pid=(\d+)", shown)}
+
+
+GROUPS = {
+    "tcp": ["tcp", "any", "tcp6", "dual", "v6only"],
+    "udp": ["udp", "udp6"],
+    "mptcp": ["mptcp"],
+    "bound": ["bound", "bound6"],
+}
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["tcp", "udp", "mptcp", pytest.param("bound", marks=pytest.mark.capability("bound sockets"))],
+)
+def test_socket_of_any_kind_has_its_unit(
+    sdtool: Client, situations: Situations, manager: Bench, group: str
+) -> None:
+    """One owner with all that is true of its socket; ss agrees where it sees the socket."""
+    ports = {kind: find_port() for kind in GROUPS[group]}
+    unit = situations.start("kind", *(f"{KINDS[kind][0]}:{ports[kind]}" for kind in ports))
+    main = situations.main_pid(unit)
+    heard = set() if group == "bound" else {main}
+    assert {kind: heard for kind in ports} == {
+        kind: ss_holders(manager, port) for kind, port in ports.items()
+    }
+
+    entries = data(sdtool("port", *map(str, ports.values()), "--json"))
+
+    protocol = "udp" if group == "udp" else "tcp"
+    assert [("owned", port, protocol) for port in ports.values()] == [
+        (entry["verdict"], entry["port"], entry["protocol"]) for entry in entries
+    ]
+    for kind, entry in zip(ports, entries, strict=True):
+        (owner,) = entry["owners"]
+        require_plain_owner(owner, unit, situations.scope, main)
+        expected = {**KINDS[kind][1], "port": ports[kind], "uid": os.getuid()}
+        assert expected == {key: owner["socket"][key] for key in expected}
+
+
+def require_plain_owner(owner: Row, unit: str, manager: str, main: int) -> None:
+    """One process of a unit made the socket, here, and holds it."""
+    found = owner["socket"]
+    assert (unit, manager, None, "holder") == (
+        owner["unit"],
+        owner["manager"],
+        owner["container"],
+        owner["via"],
+    )
+    assert [main] == [holder["pid"] for holder in owner["holders"]]
+    assert (unit, namespace(main), None, "sock_diag") == (
+        found["creator"]["unit"],
+        found["netns"],
+        found["netns_name"],
+        found["source"],
+    )
+    assert {found["inode"]} <= inodes(main)
+
+
+def test_all_tables_have_the_same_listeners(sdtool: Client, situations: Situations) -> None:
+    """``ports``, ``trace`` and ``list`` have each once, MPTCP too; none is only bound."""
+    listening = [kind for kind in KINDS if not kind.startswith("bound")]
+    ports = {kind: find_port() for kind in KINDS}
+    unit = situations.start("all", *(f"{KINDS[kind][0]}:{ports[kind]}" for kind in KINDS))
+    expected = sorted((KINDS[kind][1]["protocol"], ports[kind]) for kind in listening)
+
+    rows = sockets_of(data(sdtool("ports", unit, "--json")), unit)
+    (trace,) = data(sdtool("trace", unit, "--json"))
+    (listed,) = data(sdtool("list", unit, "--json"))
+
+    assert expected == sorted((row["protocol"], row["port"]) for row in rows)
+    traced = [row for row in trace["sockets"] if row["state"] in ("LISTEN", "UNCONN")]
+    assert expected == sorted((row["protocol"], row["port"]) for row in traced)
+    shown = {f"{port}/{'udp' if name == 'udp' else 'tcp'}" for name, port in expected}
+    assert sorted(shown) == sorted(text.replace("mptcp", "tcp") for text in listed["ports"])
+
+
+def test_free_port_is_never_owned(sdtool: Client, port: int) -> None:
+    """Nothing has it: free, or unknown where a process may not be looked into."""
+    entry = ask(sdtool, port)
+    assert [] == entry["owners"] + entry["blocked_by"]
+    assert entry["verdict"] in {"free", "unknown"}
+    assert entry["hint"]
+
+
+# Several holders -----------------------------------------------------------------------------
+
+
+def test_forked_workers_are_one_owner(sdtool: Client, situations: Situations, port: int) -> None:
+    """With all its holders: the parent and four children."""
+    unit = situations.start("forks", f"tcp=127.0.0.1:{port}", "fork=4")
+    main = situations.main_pid(unit)
+    entry = ask(sdtool, port)
+    assert [(unit, "holder")] == owners(entry)
+    assert ({main, *children(main)}, 5) == (holders(entry), len(entry["owners"][0]["holders"]))
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_shared_port_has_two_owners(
+    sdtool: Client, situations: Situations, port: int, protocol: str
+) -> None:
+    """SO_REUSEPORT over two units: each with a socket of its own."""
+    step = f"{protocol}+reuseport=127.0.0.1:{port}"
+    units = [situations.start(name, step) for name in ("one", "two")]
+    entry = ask(sdtool, port)
+    assert [(unit, "holder") for unit in units] == owners(entry)
+    assert {situations.main_pid(unit) for unit in units} == holders(entry)
+    assert 2 == len({owner["socket"]["inode"] for owner in entry["owners"]})
+
+
+def test_protocols_and_families_are_apart(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """An entry for tcp and one for udp; two units share tcp by their address family."""
+    tcp = situations.start("tcp", f"tcp=127.0.0.1:{port}")
+    tcp6 = situations.start("tcp6", f"tcp+v6only=[::]:{port}")
+    udp = situations.start("udp", f"udp=127.0.0.1:{port}")
+    entries = {entry["protocol"]: entry for entry in data(sdtool("port", str(port), "--json"))}
+    assert {"tcp": [(tcp, "holder"), (tcp6, "holder")], "udp": [(udp, "holder")]} == {
+        protocol: owners(entry) for protocol, entry in entries.items()
+    }
+
+
+PLACES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "delegated": (("cgroup=inner",), ("Delegate=yes",)),
+    "private users": ((), ("PrivateUsers=yes",)),
+}
+if SCOPE == "system":  # a user's manager cannot change the user
+    PLACES |= {"user": ((), ("User=nobody",)), "dynamic user": ((), ("DynamicUser=yes",))}
+"""Where and as whom a service may run: steps and properties."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_owner_is_found_wherever_it_runs(
+    sdtool: Client, situations: Situations, port: int, place: str
+) -> None:
+    """In a sub-cgroup, in a user namespace, as another user."""
+    steps, properties = PLACES[place]
+    unit = situations.start("place", *steps, f"tcp=127.0.0.1:{port}", properties=properties)
+    main = situations.main_pid(unit)
+    entry = ask(sdtool, port)
+    assert ([(unit, "holder")], {main}) == (owners(entry), holders(entry))
+
+
+# Sockets that went from hand to hand ---------------------------------------------------------
+
+
+def test_passed_socket_belongs_to_its_holder(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """SCM_RIGHTS: with the sender gone the receiver owns it alone, before that both do."""
+    giver = situations.start("give", f"tcp=127.0.0.1:{port}", "give=@sdtool-t-give")
+    taker = situations.start("take", "take=@sdtool-t-give")
+    both = ask(sdtool, port)
+    situations.systemctl("stop", giver)
+    entry = ask(sdtool, port)
+    # Where the creator holds it itself, others need not be looked for; then it is said so.
+    complete = both["owners"][0]["socket"]["holders_complete"]
+    others = [(taker, "holder")] if complete else []
+    assert [(giver, "holder"), *others] == owners(both)[: 1 + len(others)]
+    assert [(taker, "holder")] == owners(entry)
+    assert {situations.main_pid(taker)} == holders(entry)
+    assert entry["owners"][0]["socket"]["creator"] is None
+    assert entry["owners"][0]["socket"]["creator_reason"]
+
+
+def test_leftover_process_is_named_with_its_unit(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """The unit is inactive, and a child of its own has the port still."""
+    steps = (f"tcp=127.0.0.1:{port}", "fork=1")
+    unit = situations.start("left", *steps, properties=["KillMode=process"])
+    situations.refer(unit)
+    (child,) = children(situations.main_pid(unit))
+    situations.systemctl("stop", unit)
+    entry = ask(sdtool, port)
+    assert "inactive" == situations.show(unit, "ActiveState")
+    assert ([(unit, "holder")], {child}) == (owners(entry), holders(entry))
+
+
+STORE = ("FileDescriptorStoreMax=4", "Restart=always", "RestartSec=600")
+
+
+def stored(situations: Situations, name: str, port: int) -> str:
+    """A service that put its listener into the fd store and waits to be started again."""
+    unit = situations.start(name, f"tcp=127.0.0.1:{port}", "store", properties=STORE)
+    situations.systemctl("kill", "--signal=KILL", unit)
+    eventually(lambda: situations.show(unit, "SubState") == "auto-restart")
+    assert "1" == situations.show(unit, "NFileDescriptorStore")
+    return unit
+
+
+def count_storing_units(situations: Situations) -> int:
+    """How many services have something in the manager's fd store."""
+    shown = situations.systemctl("show", "--all", "--property=NFileDescriptorStore", "*.service")
+    return sum(line not in ("", "NFileDescriptorStore=0") for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_stored_descriptor_belongs_to_its_service(
+    sdtool: Client, situations: Situations, manager: Bench, count: int
+) -> None:
+    """Between two runs; where systemd cannot say whose it is, nobody else is named."""
+    ports = {find_port(): f"store{index}" for index in range(count)}
+    units = {port: stored(situations, name, port) for port, name in ports.items()}
+    version = int(manager.run(["systemctl", "--version"]).stdout.split()[1])
+    certain = version >= 254 or 1 == count_storing_units(situations)
+    for port, unit in units.items():
+        assert {manager.pid} == ss_holders(manager, port)
+        entry = ask(sdtool, port)
+        if certain:
+            assert ("owned", [(unit, "fd-store")]) == (entry["verdict"], owners(entry))
+        else:
+            assert {None, "init.scope"} >= {owner["unit"] for owner in entry["owners"]}
+            assert entry["verdict"] in {"owned" if entry["owners"] else "unknown", "unknown"}
+        assert {manager.pid} >= holders(entry)
+
+
+# .socket units -------------------------------------------------------------------------------
+
+LISTENS = {
+    "tcp": "ListenStream=127.0.0.1:{}",
+    "number": "ListenStream={}",
+    "tcp6": "ListenStream=[::1]:{}",
+    "udp": "ListenDatagram=127.0.0.1:{}",
+}
+
+
+@pytest.mark.parametrize("listen", LISTENS)
+def test_socket_unit_owns_what_waits(
+    sdtool: Client, situations: Situations, manager: Bench, port: int, listen: str
+) -> None:
+    """Not activated: the .socket, held by the manager; activated: the service as well."""
+    unit = situations.start_socket("wait", LISTENS[listen].format(port))
+    assert {manager.pid} == ss_holders(manager, port)
+    waiting = ask(sdtool, port)
+    service = unit.replace(".socket", ".service")
+    situations.systemctl("start", service)
+    running = ask(sdtool, port)
+
+    assert ("owned", [(unit, "socket-unit")]) == (waiting["verdict"], owners(waiting))
+    assert {manager.pid} == holders(waiting)
+    assert unit == waiting["owners"][0]["socket"]["socket_unit"]
+    assert [(service, "holder"), (unit, "socket-unit")] == owners(running)
+    held = {o["unit"]: {holder["pid"] for holder in o["holders"]} for o in running["owners"]}
+    assert {unit: {manager.pid}, service: {situations.main_pid(service)}} == held
+
+
+def test_stopped_socket_unit_owns_nothing(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """Its service runs on, and has the port alone."""
+    unit = situations.start_socket("stopped", f"ListenStream=127.0.0.1:{port}")
+    service = unit.replace(".socket", ".service")
+    situations.systemctl("start", service)
+    situations.systemctl("stop", unit)
+    entry = ask(sdtool, port)
+    assert [(service, "holder")] == owners(entry)
+    assert {situations.main_pid(service)} == holders(entry)
+
+
+def test_accepting_socket_unit_owns_alone(
+    sdtool: Client, situations: Situations, manager: Bench, port: int
+) -> None:
+    """Accept=yes: the instances have connections, which own nothing."""
+    unit = situations.start_socket("accept", f"ListenStream=127.0.0.1:{port}", "Accept=yes")
+    instances = ("list-units", "--state=running", "--plain", "--no-legend", "sdtool-t-accept@*")
+    with socket.create_connection(("127.0.0.1", port), timeout=10):
+        eventually(lambda: situations.systemctl(*instances))
+        entry = ask(sdtool, port)
+    assert [(unit, "socket-unit")] == owners(entry)
+    assert {manager.pid} == holders(entry)
+    assert ["LISTEN"] == [owner["socket"]["state"] for owner in entry["owners"]]
+
+
+@pytest.mark.parametrize("other", ["127.0.0.2:{}", "[::1]:{}"])
+def test_socket_units_of_one_port_are_not_mixed_up(
+    sdtool: Client, situations: Situations, port: int, other: str
+) -> None:
+    """Two .socket units listen on the same number, on two addresses."""
+    listens = {"left": f"127.0.0.1:{port}", "right": other.format(port)}
+    units = {
+        listen: situations.start_socket(name, f"ListenStream={listen}")
+        for name, listen in listens.items()
+    }
+    entry = ask(sdtool, port)
+    found = {socket_address(owner["socket"]): owner["unit"] for owner in entry["owners"]}
+    assert units == found
+
+
+def socket_address(row: Row) -> str:
+    """A socket's ADDRESS:PORT."""
+    address = f"[{row['address']}]" if ":" in row["address"] else row["address"]
+    return f"{address}:{row['port']}"
+
+
+# Connections ---------------------------------------------------------------------------------
+
+CLOSED = ("close=listening", "close=accepted")
+
+BLOCKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "time wait": ((*CLOSED, "close=connected"), "TIME_WAIT"),
+    "orphan": (CLOSED, "FIN_WAIT2"),
+    "accepted": (CLOSED[:1], "ESTABLISHED"),
+}
+"""What is closed after a connection was accepted on the port, and what it is then."""
+
+
+@pytest.mark.parametrize("what", BLOCKS)
+def test_connection_blocks_the_port(
+    sdtool: Client, situations: Situations, manager: Bench, port: int, what: str
+) -> None:
+    """Nobody listens, and it cannot be bound: with the time left, or with who has it."""
+    closes, state = BLOCKS[what]
+    address = f"127.0.0.1:{port}"
+    unit = situations.start("block", f"tcp={address}", f"connect={address}", "accept", *closes)
+    (shown,) = manager.run(["ss", "-Hant", f"sport = :{port}"]).stdout.splitlines()
+
+    done = sdtool("port", str(port), "--json")
+
+    (entry,) = data(done)
+    (block,) = entry["blocked_by"]
+    assert (1, "blocked", []) == (done.returncode, entry["verdict"], entry["owners"])
+    assert (state, shown.split()[4]) == (block["state"], block["peer"])
+    assert (namespace(), None) == (block["netns"], block["netns_name"])
+    assert entry["hint"]
+    if what == "accepted":
+        assert (unit, None) == (block["unit"], block["expires_us"])
+        assert [situations.main_pid(unit)] == [holder["pid"] for holder in block["holders"]]
+    else:
+        assert 0 < block["expires_us"] <= 60_000_000
+        assert not block["holders"]
+
+
+def test_outgoing_connection_blocks_its_source_port(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """With the unit that made it; the unit that it goes to has nothing to do with it."""
+    target = find_port()
+    server = situations.start("server", f"tcp=127.0.0.1:{target}")
+    step = f"connect=127.0.0.1:{port}>127.0.0.1:{target}"
+    unit = situations.start("client", step)
+    entry, listening = ask(sdtool, port), ask(sdtool, target)
+    (block,) = entry["blocked_by"]
+    assert ("blocked", []) == (entry["verdict"], owners(entry))
+    assert (unit, "ESTABLISHED", f"127.0.0.1:{target}") == (
+        block["unit"],
+        block["state"],
+        block["peer"],
+    )
+    assert [situations.main_pid(unit)] == [holder["pid"] for holder in block["holders"]]
+    assert [(server, "holder")] == owners(listening)
+
+
+def test_accepted_connections_own_nothing(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """With a listener on the port, its connections are neither owners nor in the way."""
+    address = f"127.0.0.1:{port}"
+    server = situations.start("server", f"tcp={address}", f"connect={address}", "accept")
+    situations.start("client", f"connect={address}")
+    entry = ask(sdtool, port)
+    assert ("owned", [(server, "holder")]) == (entry["verdict"], owners(entry))
+    assert ([], ["LISTEN"]) == (
+        entry["blocked_by"],
+        [owner["socket"]["state"] for owner in entry["owners"]],
+    )
+
+
+# Containers by their cgroup ------------------------------------------------------------------
+
+ID = "0123456789abcdef" * 4
+POD = "8f7e6d5c-4b3a-2918-0706-f5e4d3c2b1a0"
+POD_SLICE = f"kubepods-besteffort-pod{POD.replace('-', '_')}.slice"
+
+CONTAINERS: dict[str, tuple[str, str, Mapping[str, str | None]]] = {
+    "docker": (f"docker-{ID}", "", {"runtime": "docker", "id": ID, "pod": None}),
+    "podman": (f"libpod-{ID}", "", {"runtime": "podman", "id": ID, "pod": None}),
+    "pod": (f"cri-containerd-{ID}", POD_SLICE, {"runtime": "containerd", "id": ID, "pod": POD}),
+    "crio pod": (f"crio-{ID}", POD_SLICE, {"runtime": "crio", "id": ID, "pod": POD}),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_container_is_named_beside_its_scope(
+    sdtool: Client, situations: Situations, port: int, kind: str
+) -> None:
+    """Runtime, id and pod are in the names of the cgroups that runtimes make."""
+    name, below, expected = CONTAINERS[kind]
+    unit = situations.start_scope(f"{name}.scope", f"tcp=127.0.0.1:{port}", below=below)
+    entry = ask(sdtool, port)
+    (owner,) = entry["owners"]
+    assert (unit, "holder", expected) == (owner["unit"], owner["via"], owner["container"])
+    assert [(unit, expected)] == [(h["unit"], h["container"]) for h in owner["holders"]]
+    assert expected == owner["socket"]["creator"]["container"]
+
+
+# Without sock_diag, and with very many -------------------------------------------------------
+
+NO_NETLINK = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+
+
+def test_proc_answers_where_netlink_may_not_be_spoken(situations: Situations) -> None:
+    """The holder is found by /proc; what is not there may be bound all the same."""
+    asked = {kind: find_port() for kind in ("tcp", "tcp6", "udp", "udp6", "bound")}
+    absent = find_port()
+    unit = situations.start("plain", *(f"{KINDS[kind][0]}:{port}" for kind, port in asked.items()))
+    main = situations.main_pid(unit)
+
+    ports = map(str, [*asked.values(), absent])
+    rows = situations.ask_from("port", *ports, properties=[NO_NETLINK])
+
+    found = dict(zip([*asked, "absent"], rows, strict=True))
+    for kind in ("tcp", "tcp6", "udp", "udp6"):
+        (owner,) = found[kind]["owners"]
+        assert (unit, "holder", "procfs") == (
+            owner["unit"],
+            owner["via"],
+            owner["socket"]["source"],
+        )
+        assert [main] == [holder["pid"] for holder in owner["holders"]]
+        assert {owner["socket"]["inode"]} <= inodes(main)
+        expected = KINDS[kind][1]
+        keys = ("family", "protocol", "type", "address", "state")
+        assert [expected[key] for key in keys] == [owner["socket"][key] for key in keys]
+    for kind in ("bound", "absent"):
+        assert ("unknown", []) == (found[kind]["verdict"], found[kind]["owners"])
+        assert found[kind]["hint"]
+
+
+def test_two_thousand_sockets_are_all_there(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """In one unit, on one port: each once, each with its holder."""
+    number = 2000
+    unit = situations.start("many", f"many={number}:{port}", properties=["LimitNOFILE=4096"])
+    main = situations.main_pid(unit)
+    entry = ask(sdtool, f"{port}/tcp")
+    rows = sockets_of(data(sdtool("ports", unit, "--json")), unit)
+    assert ("owned", {(unit, "holder")}) == (entry["verdict"], set(owners(entry)))
+    assert {main} == holders(entry)
+    assert (number, number) == (len(rows), len({row["address"] for row in rows}))
+    assert inodes(main) >= {row["inode"] for row in rows}
+    assert {(main,)} == {tuple(holder["pid"] for holder in row["holders"]) for row in rows}
