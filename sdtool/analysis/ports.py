@@ -86,7 +86,7 @@ def _judge_protocol(
         blocked = tuple(_block(socket) for socket in sockets)
         verdict, hint = PortVerdict.BLOCKED, _blocked_hint(blocked)
         if reason is not None:
-            verdict, hint = PortVerdict.UNKNOWN, f"{hint}, as far as was seen: {reason}"
+            hint = f"{hint}, as far as was seen, but {reason}"
     return PortOwnership(
         port=port,
         protocol=protocol,
