@@ -33,7 +33,7 @@ async def own_port(session: Session, spec: PortSpec) -> tuple[PortOwnership, ...
     ids = cgroups.read_ids(session.mount) if rows else {}
     scan = _scan_likely_holders(session, rows, ids or {})
     others, hidden = (frozenset[int](), 0) if rows else processes.read_other_namespaces()
-    joined = await _join(session, rows, ids, scan)
+    joined = await join_sockets(session, rows, ids, scan)
     return ownership.judge_port(spec, rows, joined, len(others), hidden)
 
 
@@ -63,7 +63,7 @@ async def own_listeners(session: Session) -> tuple[ListeningSocket, ...]:
     rows = sockets.read_listeners()
     inodes = frozenset(row.inode for row in rows if row.inode)
     scan = processes.read_holders(inodes, processes.read_pids(), all_pids=True)
-    joined = await _join(session, rows, cgroups.read_ids(session.mount), scan)
+    joined = await join_sockets(session, rows, cgroups.read_ids(session.mount), scan)
     return ownership.name_listeners(joined)
 
 
@@ -88,7 +88,7 @@ async def read_listeners_by_creator(
     except Unavailable as error:
         return (), str(error)
     reason = ownership.explain_no_creators(rows, ids)
-    return (() if reason else await _join(session, rows, ids, None)), reason
+    return (() if reason else await join_sockets(session, rows, ids, None)), reason
 
 
 async def own_sockets(
@@ -117,7 +117,7 @@ async def own_sockets(
         # Made here and held by others: by the manager for a .socket unit, or passed on.
         others = processes.read_holders(elsewhere, processes.read_pids(), all_pids=True)
         scan = replace(others, by_inode=(*scan.by_inode, *others.by_inode), complete=False)
-    return await _join(session, own, ids, scan), _missing_sockets(members, scan)
+    return await join_sockets(session, own, ids, scan), _missing_sockets(members, scan)
 
 
 def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str | None:
@@ -132,7 +132,7 @@ def _missing_sockets(members: Sequence[ProcessFacts], scan: HolderScan) -> str |
     return None
 
 
-async def _join(
+async def join_sockets(
     session: Session,
     rows: Sequence[SocketFacts],
     ids: Mapping[int, str] | None,

@@ -74,6 +74,7 @@ class SocketFacts:
         v6only: None when the kernel does not say (always for IPv4).
         expires_us: What is left of the timer that will free it, for TIME_WAIT and orphans.
         netns: Inode of its network namespace.
+        interface: Index of the device that it is bound to; None when to none.
     """
 
     family: str
@@ -91,6 +92,7 @@ class SocketFacts:
     v6only: bool | None
     expires_us: int | None
     netns: int | None
+    interface: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

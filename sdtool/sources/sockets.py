@@ -235,6 +235,7 @@ def parse_message(data: bytes, protocol: str, netns: int | None) -> SocketFacts:
         v6only=bool(v6only[0]) if v6only else None,
         expires_us=expires_ms * 1000 if timer else None,
         netns=netns,
+        interface=row[8] or None,
     )
 
 
