@@ -174,12 +174,12 @@ def _may_be_waved_in(scene: BindScene, occupant: Occupant) -> bool:
     """Whether the kernel may have no look at a socket in the way, for the sake of another one.
 
     That other one is like the newcomer, and was bound beside the first: on another device, for
-    IPv6 alone, or with SO_REUSEADDR too.
+    one family alone, or with SO_REUSEADDR too.
     """
     row, options = occupant.row, occupant.options
     beside = (
         row.interface is not None
-        or (scene.newcomer.v6only is False and isinstance(_read(row.address), IPv4Address))
+        or (scene.newcomer.address == "::" and scene.newcomer.v6only is False)
         or (row.state != "LISTEN" and (options is None or options.reuseaddr))
     )
     others = (other for other in scene.occupants if other is not occupant)

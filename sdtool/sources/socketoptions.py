@@ -129,11 +129,18 @@ def _copy(pidfd: int, fd: int, inode: int) -> Iterator[socket.socket | None]:
             yield None
             return
         raise OSError(code, os.strerror(code))
-    # Given a family and a kind (whatever they are), and that it does not block, Python changes
-    # nothing in the descriptor's flags, which the copy shares.
-    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-    with socket.socket(socket.AF_INET, kind, 0, fileno=number) as copy:
+    with _wrap(number) as copy:
         yield copy if os.fstat(number).st_ino == inode else None
+
+
+def _wrap(number: int) -> socket.socket:
+    """The descriptor as an object of its family."""
+    # Told a kind (whatever it is) and that it does not block, Python changes nothing in the flags
+    # of the descriptor: the copy shares them.
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+    copy = socket.socket(socket.AF_INET, kind, 0, fileno=number)
+    family = copy.getsockopt(socket.SOL_SOCKET, SO_DOMAIN)
+    return socket.socket(family, kind, 0, fileno=copy.detach())
 
 
 @cache
@@ -153,7 +160,7 @@ def _read_options(copy: socket.socket) -> SocketOptions:
     def is_set(level: int, option: int) -> bool:
         return bool(copy.getsockopt(level, option))
 
-    inet6 = copy.getsockopt(socket.SOL_SOCKET, SO_DOMAIN) == socket.AF_INET6
+    inet6 = copy.family == socket.AF_INET6
     return SocketOptions(
         reuseaddr=is_set(socket.SOL_SOCKET, socket.SO_REUSEADDR),
         reuseport=is_set(socket.SOL_SOCKET, socket.SO_REUSEPORT),
@@ -204,9 +211,8 @@ def _explain_unseen() -> str | None:
 
 
 def _is_tcp(copy: socket.socket) -> bool:
-    family = copy.getsockopt(socket.SOL_SOCKET, SO_DOMAIN)
     protocol = copy.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
-    return family in (socket.AF_INET, socket.AF_INET6) and protocol in TCP
+    return copy.family in (socket.AF_INET, socket.AF_INET6) and protocol in TCP
 
 
 def _netns_of(copy: socket.socket) -> int:
