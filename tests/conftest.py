@@ -19,6 +19,7 @@ import pytest
 from sdtool.errors import SdtoolError
 from sdtool.sandbox.requirements import require_container, require_private
 from sdtool.sources.cgroups import read_mount
+from sdtool.sources.socketoptions import may_copy_descriptors
 
 _CAP_SYS_RESOURCE = 24
 
@@ -125,6 +126,11 @@ def _lacks_cgroup_v1() -> str | None:
     return None if "name=systemd" in mounts else "this machine has no cgroup v1 hierarchy to show"
 
 
+def _lacks_pidfd_getfd() -> str | None:
+    forbidden = "a filter of system calls forbids pidfd_getfd here"
+    return None if may_copy_descriptors() else forbidden
+
+
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "cgroup v1": _lacks_cgroup_v1,
     "root": _lacks_root,
@@ -132,5 +138,6 @@ _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "unbooted machine": _lacks_unbooted_machine,
     "memory": lambda: _lacks_controller("memory"),
     "pids": lambda: _lacks_controller("pids"),
+    "pidfd_getfd": _lacks_pidfd_getfd,
     "CAP_SYS_RESOURCE": _lacks_sys_resource,
 }

@@ -35,6 +35,7 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO of linux/proc_ns.h."""
 
 UNSUPPORTED = "needs Linux 5.6 (pidfd_getfd)"
+FILTERED = "pidfd_getfd is forbidden here (a container's filter of system calls)"
 TAGGED = "a copy would change the net_cls or net_prio tag of its socket (cgroup v1)"
 HIDES_BOUND = "this kernel does not list TCP sockets that are bound and do not listen"
 
@@ -68,7 +69,19 @@ def _explain(error: OSError) -> str:
         return UNSUPPORTED
     if error.errno == errno.EXDEV:
         return TAGGED
-    return PTRACE_HINT
+    return PTRACE_HINT if may_copy_descriptors() else FILTERED
+
+
+def may_copy_descriptors() -> bool:
+    """Whether we may copy descriptors at all: of our own process, if of none else."""
+    own = os.pidfd_open(os.getpid())
+    try:
+        number = _library().syscall(PIDFD_GETFD, own, own, 0)
+        if number >= 0:
+            os.close(number)
+        return bool(number >= 0)
+    finally:
+        os.close(own)
 
 
 def _copy_sockets(pid: int, inodes: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
