@@ -28,6 +28,7 @@ REMEDIES: tuple[tuple[ReuseOption, ...], ...] = (
     (REUSEPORT,),
     (REUSEADDR, REUSEPORT),
 )
+"""In the order in which one is preferred."""
 
 STATE_WORDS = {
     "LISTEN": "listens on it",
@@ -147,12 +148,11 @@ def _find_remedy(
     if can_bind(scene) is not False:
         return None, "not known, as the verdict"
     doubt = scene.unseen_reason or scene.permission.reason
-    for remedies in (REMEDIES[:2], REMEDIES[2:]):
-        found = {remedy: can_bind(scene, frozenset(remedy)) for remedy in remedies}
-        for remedy in (remedy for remedy, helps in found.items() if helps is True):
-            return (None, f"not known: {doubt}") if doubt else (remedy, _explain_help(remedy))
-        if None in found.values():
-            return None, f"not known: {_doubt_options(scene)}"
+    found = {remedy: can_bind(scene, frozenset(remedy)) for remedy in REMEDIES}
+    for remedy in (remedy for remedy, helps in found.items() if helps is True):
+        return (None, f"not known: {doubt}") if doubt else (remedy, _explain_help(remedy))
+    if None in found.values():
+        return None, f"not known: {_doubt_options(scene)}"
     return None, f"none: {_explain_blocking(scene)}"
 
 

@@ -167,8 +167,8 @@ class BindAnswer:
             address was refused.
         verdict: About a socket without any option.
         verdict_reason: With the errno in front, when it is known.
-        needs: The least options that would make it a yes; empty when it is one. None when none
-            would, or when that is not known.
+        needs: The fewest options that are known to make it a yes; empty when it is one. None when
+            none would, or when that is not known.
         needs_reason: Which of these, and why; None when the verdict is yes.
         conflicts: What is in the way; with an unknown verdict, what may be.
     """

@@ -494,8 +494,6 @@ def judge(
             yield f"the verdict {answer.verdict}, and it was {succeeded}"
     if answer.needs is not None and set(answer.needs) == reuse and not succeeded:
         yield f"{answer.needs} was to help, and did not"
-    if answer.needs and reuse < set(answer.needs) and succeeded:
-        yield f"{answer.needs} was more than is needed"
     if answer.needs is None and succeeded and (answer.needs_reason or "").startswith("none"):
         yield f"nothing was to help, and {names} did"
 
