@@ -152,7 +152,7 @@ def _find_remedy(
     for remedy in (remedy for remedy, helps in found.items() if helps is True):
         return (None, f"not known: {doubt}") if doubt else (remedy, _explain_help(remedy))
     if None in found.values():
-        return None, f"not known: {_doubt_options(scene)}"
+        return None, f"not known: {_doubt_options(scene, found[REMEDIES[0]])}"
     return None, f"none: {_explain_blocking(scene)}"
 
 
@@ -164,17 +164,21 @@ def _explain_help(remedy: Sequence[ReuseOption]) -> str:
     return "each socket in the way has one of them set too"
 
 
-def _doubt_options(scene: BindScene) -> str:
-    """Why it is not known of an option whether it would help."""
+def _doubt_options(scene: BindScene, by_address: bool | None) -> str:
+    """Why it is not known whether an option would help.
+
+    Args:
+        by_address: Whether SO_REUSEADDR alone does.
+    """
     blind = [one for one in scene.occupants if one.options is None and meets(scene, one)]
     if any(one.row.inode is not None for one in blind):
         return f"options of sockets may not be read: {scene.options_reason or 'no holder found'}"
-    if blind:
+    if blind and by_address is None:
         return (
             f"nobody holds the socket in {blind[0].row.state}, so its options cannot be read; "
             "SO_REUSEADDR helps if the old server had set it too"
         )
-    return "whether SO_REUSEPORT helps depends on the order in which the sockets were bound"
+    return "whether SO_REUSEPORT helps depends on what was bound before, which nobody tells"
 
 
 def _explain_blocking(scene: BindScene) -> str:

@@ -15,6 +15,7 @@ sk_reuseport_match), net/ipv4/udp.c (udp_lib_lport_inuse).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from sdtool.model.binding import BindScene, Newcomer, Occupant, ReuseOption
@@ -73,6 +74,7 @@ def _overlaps(newcomer: Newcomer, row: SocketFacts, v6only: bool) -> bool | None
     return True if ours.is_unspecified else None if ours == LOOPBACK4_IPV6 else False
 
 
+@lru_cache(maxsize=1024)
 def _read(text: str) -> IPv4Address | IPv6Address:
     """An address; one that is IPv4 in IPv6 (::ffff:127.0.0.1) as the former."""
     address = ip_address(text)
@@ -123,9 +125,7 @@ def _may_be_overlooked(scene: BindScene, row: SocketFacts) -> bool:
 
 def _shares_address(occupant: Occupant) -> bool | None:
     """Whether it lets in a newcomer that sets SO_REUSEADDR."""
-    if occupant.row.state == "LISTEN":
-        return False
-    return occupant.options.reuseaddr if occupant.options else None
+    return False if occupant.row.state == "LISTEN" else _has_reuseaddr(occupant)
 
 
 def _shares_port(scene: BindScene, occupant: Occupant) -> bool | None:
@@ -171,19 +171,32 @@ def _is_blocked(
 
 
 def _may_be_waved_in(scene: BindScene, occupant: Occupant) -> bool:
-    """Whether the kernel may have no look at a socket in the way, for the sake of another one.
-
-    That other one is like the newcomer, and was bound beside the first: on another device, for
-    one family alone, or with SO_REUSEADDR too.
-    """
-    row, options = occupant.row, occupant.options
-    beside = (
-        row.interface is not None
-        or (scene.newcomer.address == "::" and scene.newcomer.v6only is False)
-        or (row.state != "LISTEN" and (options is None or options.reuseaddr))
-    )
+    """Whether the kernel may have no look at a socket in the way, for the sake of another one."""
     others = (other for other in scene.occupants if other is not occupant)
-    return beside and any(_shares_port(scene, other) is not False for other in others)
+    return any(
+        _may_be_beside(scene, occupant, other) and _shares_port(scene, other) is not False
+        for other in others
+    )
+
+
+def _may_be_beside(scene: BindScene, occupant: Occupant, other: Occupant) -> bool:
+    """Whether one like the newcomer, which the other is or comes from, can have been bound too.
+
+    Beside what is in the newcomer's way: on another device, for the other family alone, or with
+    SO_REUSEADDR on both.
+    """
+    row, other_row = occupant.row, other.row
+    if other_row.interface is not None and row.interface not in (None, other_row.interface):
+        return True
+    families = _read(row.address).version, _read(other_row.address).version
+    dual = scene.newcomer.address == "::" and scene.newcomer.v6only is False
+    if dual and families[0] != families[1]:
+        return True
+    return _shares_address(occupant) is not False and _has_reuseaddr(other) is not False
+
+
+def _has_reuseaddr(occupant: Occupant) -> bool | None:
+    return occupant.options.reuseaddr if occupant.options else None
 
 
 def _can_share_udp(

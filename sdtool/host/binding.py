@@ -6,7 +6,7 @@ from sdtool.analysis.binding import judge_bind, occupy
 from sdtool.host.ports import join_sockets
 from sdtool.host.session import Session
 from sdtool.model.binding import BindAnswer, BindScene, BindSpec
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import HolderScan, SocketFacts
 from sdtool.sources import binding, cgroups, processes, socketoptions, sockets
 
 
@@ -18,10 +18,7 @@ async def try_bind(session: Session, spec: BindSpec) -> BindAnswer:
     inodes = frozenset(row.inode for row in rows if row.inode)
     pids = processes.read_pids() if inodes else ()
     scan = processes.read_holders(inodes, pids, all_pids=True)
-    holders = {
-        inode: [ref.pid for one, ref, _ in scan.by_inode if one == inode] for inode in inodes
-    }
-    options = socketoptions.read_options(holders)
+    options = socketoptions.read_options(_name_holders(scan))
     devices = {row.interface for row in rows} | {newcomer.interface}
     scene = BindScene(
         newcomer=newcomer,
@@ -33,6 +30,14 @@ async def try_bind(session: Session, spec: BindSpec) -> BindAnswer:
     )
     ids = cgroups.read_ids(session.mount) if rows else {}
     return judge_bind(spec, scene, await join_sockets(session, rows, ids, scan))
+
+
+def _name_holders(scan: HolderScan) -> dict[int, list[int]]:
+    """The processes that hold each socket, by its inode."""
+    pids: dict[int, list[int]] = {}
+    for inode, ref, _ in scan.by_inode:
+        pids.setdefault(inode, []).append(ref.pid)
+    return pids
 
 
 def _read_occupants(spec: BindSpec) -> tuple[tuple[SocketFacts, ...], str | None]:
