@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 from sdtool.model.binding import BindScene, Newcomer, Occupant, ReuseOption
 from sdtool.model.sockets import SocketFacts
@@ -150,11 +151,16 @@ def can_bind(scene: BindScene, reuse: Reuse = PLAIN) -> bool | None:
     met = tuple((one, found) for one, found in pairs if found is not False)
     if scene.newcomer.protocol == "udp" and ReuseOption.REUSEPORT in reuse:
         return _can_share_udp(scene, met, reuse)
-    return negate(any_of(_is_blocked(scene, one, found, reuse) for one, found in met))
+    alike = _read_alike(scene) if ReuseOption.REUSEPORT in reuse else frozenset()
+    return negate(any_of(_is_blocked(scene, one, found, reuse, alike) for one, found in met))
 
 
 def _is_blocked(
-    scene: BindScene, occupant: Occupant, met: bool | None, reuse: Reuse
+    scene: BindScene,
+    occupant: Occupant,
+    met: bool | None,
+    reuse: Reuse,
+    alike: frozenset[Alike],
 ) -> bool | None:
     shared = any_of(
         (
@@ -166,33 +172,39 @@ def _is_blocked(
         return False
     if met is None or shared is None:
         return None
-    waved_in = ReuseOption.REUSEPORT in reuse and _may_be_waved_in(scene, occupant)
+    waved_in = any(_may_be_beside(scene, occupant, other) for other in alike)
     return None if waved_in else True
 
 
-def _may_be_waved_in(scene: BindScene, occupant: Occupant) -> bool:
-    """Whether the kernel may have no look at a socket in the way, for the sake of another one."""
-    others = (other for other in scene.occupants if other is not occupant)
-    return any(
-        _may_be_beside(scene, occupant, other) and _shares_port(scene, other) is not False
-        for other in others
+class Alike(NamedTuple):
+    """What matters of a socket that the kernel may wave in the newcomer for the sake of."""
+
+    interface: int | None
+    version: int
+    reuseaddr: bool | None
+
+
+def _read_alike(scene: BindScene) -> frozenset[Alike]:
+    return frozenset(
+        Alike(one.row.interface, _read(one.row.address).version, _has_reuseaddr(one))
+        for one in scene.occupants
+        if _shares_port(scene, one) is not False
     )
 
 
-def _may_be_beside(scene: BindScene, occupant: Occupant, other: Occupant) -> bool:
+def _may_be_beside(scene: BindScene, occupant: Occupant, other: Alike) -> bool:
     """Whether one like the newcomer, which the other is or comes from, can have been bound too.
 
     Beside what is in the newcomer's way: on another device, for the other family alone, or with
     SO_REUSEADDR on both.
     """
-    row, other_row = occupant.row, other.row
-    if other_row.interface is not None and row.interface not in (None, other_row.interface):
+    row = occupant.row
+    if other.interface is not None and row.interface not in (None, other.interface):
         return True
-    families = _read(row.address).version, _read(other_row.address).version
     dual = scene.newcomer.address == "::" and scene.newcomer.v6only is False
-    if dual and families[0] != families[1]:
+    if dual and _read(row.address).version != other.version:
         return True
-    return _shares_address(occupant) is not False and _has_reuseaddr(other) is not False
+    return _shares_address(occupant) is not False and other.reuseaddr is not False
 
 
 def _has_reuseaddr(occupant: Occupant) -> bool | None:

@@ -74,7 +74,10 @@ def _explain(error: OSError) -> str:
 
 def may_copy_descriptors() -> bool:
     """Whether we may copy descriptors at all: of our own process, if of none else."""
-    own = os.pidfd_open(os.getpid())
+    try:
+        own = os.pidfd_open(os.getpid())
+    except OSError:
+        return False
     try:
         number = _library().syscall(PIDFD_GETFD, own, own, 0)
         if number >= 0:
@@ -98,10 +101,11 @@ def _copy_sockets(pid: int, inodes: Iterable[int]) -> Iterator[tuple[int, socket
     except ProcessLookupError:
         return
     try:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            _refuse_tagging(pid)
         for fd, inode in _read_descriptors(pid):
             if inode not in wanted:
                 continue
-            _refuse_tagging(pid)
             with contextlib.suppress(ProcessLookupError), _copy(pidfd, fd, inode) as copy:
                 if copy is not None:
                     wanted.discard(inode)

@@ -24,14 +24,19 @@ COUNT = os.environ.get("SDTOOL_BIND_TRIALS", "3000")
 SEED = os.environ.get("SDTOOL_BIND_SEED", "20240229")
 
 
+AS_ROOT_OF_OURS = ("unshare", "--user", "--map-root-user")
+
+
 @functools.cache
+def is_possible(command: tuple[str, ...]) -> bool:
+    """Whether something can be run so here."""
+    return 0 == subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+
+
 def apart() -> tuple[str, ...]:
     """How to run something in a network namespace of its own; empty where that is forbidden."""
-    for command in (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net")):
-        done = subprocess.run([*command, "true"], capture_output=True, check=False)
-        if done.returncode == 0:
-            return command
-    return ()
+    ways = (("unshare", "--net"), (*AS_ROOT_OF_OURS, "--net"))
+    return next(filter(is_possible, ways), ())
 
 
 def run_trials(*command: str, **options: object) -> dict[str, Any]:
@@ -227,6 +232,29 @@ def test_address_of_others_is_refused(sdtool: Client) -> None:
     assert 1 == status
     reasons = [answer["verdict_reason"].partition(":")[0] for answer in answers]
     assert ["EADDRNOTAVAIL", "ENODEV", "EINVAL"] == reasons
+
+
+TRY_PORT = """
+import socket
+from sdtool.sources.binding import read_port_permission
+predicted = read_port_permission(89).permitted
+try:
+    socket.socket().bind(("", 89))
+    print(predicted, True)
+except PermissionError:
+    print(predicted, False)
+"""
+
+
+@pytest.mark.parametrize(
+    "way", [(), AS_ROOT_OF_OURS, (*AS_ROOT_OF_OURS, "--net"), ("setpriv", "--bounding-set=-all")]
+)
+def test_low_port_is_permitted_as_the_kernel_has_it(way: tuple[str, ...]) -> None:
+    """A capability counts in the user namespace that the network namespace belongs to."""
+    command = [*(way if is_possible(way) else ()), sys.executable, "-c", TRY_PORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    predicted, succeeded = done.stdout.split()
+    assert succeeded == predicted
 
 
 @pytest.mark.capability("root")
