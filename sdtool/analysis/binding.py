@@ -30,6 +30,8 @@ REMEDIES: tuple[tuple[ReuseOption, ...], ...] = (
 )
 """In the order in which one is preferred."""
 
+LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
+
 STATE_WORDS = {
     "LISTEN": "listens on it",
     "UNCONN": "takes datagrams on it",
@@ -93,11 +95,13 @@ def _judge(scene: BindScene) -> tuple[BindVerdict, str]:
 def explain_refusal(newcomer: Newcomer) -> str:
     """What the errno that an address met is about."""
     address = newcomer.address
+    family = "IPv6" if ":" in address else "IPv4"
+    switched_off = ", or IPv6 is switched off (disable_ipv6)" if family == "IPv6" else ""
     words = {
-        "EADDRNOTAVAIL": f"{address} is no address of this machine, in this network namespace",
-        "EAFNOSUPPORT": "this kernel has no IPv6, or it is switched off",
+        "EADDRNOTAVAIL": f"{address} is no address of this network namespace{switched_off}",
+        "EAFNOSUPPORT": f"the kernel has no {family}, or RestrictAddressFamilies= forbids it",
         "ENODEV": "there is no such device here",
-        "EINVAL": _explain_invalid(address),
+        "EINVAL": _explain_invalid(address, newcomer.protocol),
         "EPERM": "a rule for this process forbids it (SocketBindDeny=, or a security module)",
         "EACCES": "a security module forbids it",
     }
@@ -105,12 +109,12 @@ def explain_refusal(newcomer: Newcomer) -> str:
     return f"{newcomer.refusal}: {reason}"
 
 
-def _explain_invalid(address: str) -> str:
-    if address.startswith("fe80:"):
-        return f"a link-local address needs its device: [{address}%DEVICE]"
+def _explain_invalid(address: str, protocol: str) -> str:
+    if address.startswith(LINK_LOCAL) or (protocol == "udp" and address.startswith("ff")):
+        return f"an address of one link needs its device: [{address}%DEVICE]"
     if address.startswith("::ffff:"):
         return "net.ipv6.bindv6only is 1: an IPv6 socket takes no IPv4"
-    return f"no {'IPv6' if ':' in address else 'IPv4'} socket of this kind has such an address"
+    return f"{protocol} has no such addresses"
 
 
 def _count_blocking(scene: BindScene) -> str:

@@ -24,6 +24,7 @@ NS_GET_USERNS = 0xB701
 CAP_NET_BIND_SERVICE = 10
 
 SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+SYSCTL = "net.ipv4.ip_unprivileged_port_start"
 UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 
@@ -81,18 +82,18 @@ def _read_scope(interface: str | None) -> int:
 
 def read_port_permission(port: int) -> PortPermission:
     """Whether we may bind this port, were it free: low ones need CAP_NET_BIND_SERVICE."""
-    try:
-        with open(UNPRIVILEGED_PORTS, encoding="ascii") as file:
-            start, rule = int(file.read()), "net.ipv4.ip_unprivileged_port_start"
-    except OSError:
-        start, rule = 1024, "net.ipv4.ip_unprivileged_port_start may not be read"
-    if port >= start:
-        return PortPermission(permitted=True)
     if _may_bind_low_ports():
         return PortPermission(permitted=True)
-    return PortPermission(
-        permitted=False, reason=f"ports below {start} need CAP_NET_BIND_SERVICE ({rule})"
-    )
+    try:
+        with open(UNPRIVILEGED_PORTS, encoding="ascii") as file:
+            start = int(file.read())
+    except OSError:
+        reason = f"{SYSCTL} may not be read: it says which ports need CAP_NET_BIND_SERVICE"
+        return PortPermission(permitted=None, reason=reason)
+    if port >= start:
+        return PortPermission(permitted=True)
+    reason = f"ports below {start} need CAP_NET_BIND_SERVICE ({SYSCTL})"
+    return PortPermission(permitted=False, reason=reason)
 
 
 def _may_bind_low_ports() -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sdtool.sources import socketoptions
+from sdtool.sources.processes import sees_all_descriptors
 from sdtool.sources.sockets import read_port
 from tests.system.bench import Client
 
@@ -143,6 +144,50 @@ def test_bound_sockets_are_found_without_the_kernel_listing_them(stack: ExitStac
     expected = {tuple(getattr(row, name) for name in facts) for row in listed}
     assert 2 == len(expected)
     assert expected == {tuple(getattr(row, name) for name in facts) for row in found}
+
+
+OLDER_KERNEL = """
+import sys
+from sdtool.cli import main
+from sdtool.host import binding as host
+read_port = host.sockets.read_port
+host.sockets.read_port = lambda *a: tuple(r for r in read_port(*a) if r.state != "BOUND")
+host.binding.read_port = lambda *a: ()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def ask_older(spec: str) -> dict[str, Any]:
+    """The answer where the kernel lists no sockets that are bound and do not listen."""
+    command = [sys.executable, "-c", OLDER_KERNEL, "port", "--bind", spec, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (answer,) = json.loads(done.stdout)["data"]
+    return dict(answer)
+
+
+@pytest.mark.capability("root")
+@pytest.mark.capability("pidfd_getfd")
+def test_older_kernel_needs_a_look_at_descriptors(stack: ExitStack) -> None:
+    """Root finds who has the port without listening; the option that helps is known too."""
+    port = bound(stack, "127.0.0.1", SO_REUSEADDR=1).getsockname()[1]
+
+    answer = ask_older(f"0.0.0.0:{port}")
+
+    assert ["BOUND"] == [entry["socket"]["state"] for entry in answer["conflicts"]]
+    (holder,) = answer["conflicts"][0]["socket"]["holders"]
+    assert os.getpid() == holder["pid"]
+    assert "no" == answer["verdict"]
+
+
+def test_older_kernel_makes_a_yes_unknown_where_descriptors_are_hidden() -> None:
+    """It is a yes only where every process there is can be looked into."""
+    answer = ask_older("127.0.0.1:18099")
+    initial = Path("/proc/self/ns/pid").stat().st_ino == socketoptions.INITIAL_PID_NAMESPACE
+    if initial and sees_all_descriptors() and socketoptions.may_copy_descriptors():
+        assert "yes" == answer["verdict"]
+    else:
+        assert "unknown" == answer["verdict"]
+        assert "this kernel does not list TCP sockets" in answer["verdict_reason"]
 
 
 # The command ---------------------------------------------------------------------------------

@@ -419,7 +419,7 @@ def test_refused_address_is_a_no(code: str) -> None:
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("fe80::1", "%DEVICE"), ("::ffff:127.0.0.1", "bindv6only"), ("ff02::1", "no IPv6 socket")],
+    [("fe80::1", "%DEVICE"), ("::ffff:127.0.0.1", "bindv6only"), ("ff02::1", "tcp has no such")],
 )
 def test_invalid_address_says_why(address: str, words: str) -> None:
     """One errno has three reasons."""
