@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Iterable
 
+from sdtool.errors import Unavailable
 from sdtool.model.binding import BindSpec, Newcomer, PortPermission
 from sdtool.sources.processes import parse_status
 from sdtool.sources.sockets import read_port
@@ -23,6 +24,7 @@ SO_BINDTOIFINDEX = 62
 NS_GET_USERNS = 0xB701
 CAP_NET_BIND_SERVICE = 10
 
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 SYSCTL = "net.ipv4.ip_unprivileged_port_start"
 UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
@@ -32,7 +34,11 @@ UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 
 def read_newcomer(spec: BindSpec) -> Newcomer:
-    """What becomes of a socket bound to the address, with a port of the kernel's choice."""
+    """What becomes of a socket bound to the address, with a port of the kernel's choice.
+
+    Raises:
+        Unavailable: No socket can be made just now, whatever the address.
+    """
     family = socket.AF_INET6 if ":" in spec.address else socket.AF_INET
     refusal, v6only, interface = None, None, None
     try:
@@ -44,6 +50,8 @@ def read_newcomer(spec: BindSpec) -> Newcomer:
             if family == socket.AF_INET6:
                 v6only = bool(ours.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise Unavailable(f"No socket can be made to try it out: {error.strerror}.") from error
         refusal = errno.errorcode.get(error.errno or 0, str(error))
     return Newcomer(
         address=spec.address,

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -146,8 +147,13 @@ def _copy(pidfd: int, fd: int, inode: int) -> Iterator[socket.socket | None]:
             yield None
             return
         raise OSError(code, os.strerror(code))
+    facts = os.fstat(number)
+    if not stat.S_ISSOCK(facts.st_mode) or facts.st_ino != inode:
+        os.close(number)
+        yield None
+        return
     with _wrap(number) as copy:
-        yield copy if os.fstat(number).st_ino == inode else None
+        yield copy
 
 
 def _wrap(number: int) -> socket.socket:
