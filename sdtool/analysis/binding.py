@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sdtool.analysis.conflicts import PLAIN, Reuse, can_bind, meets
+from sdtool.analysis.conflicts import CROWD, PLAIN, Reuse, can_bind, meets
 from sdtool.analysis.ownership import socket_owners
 from sdtool.model.binding import (
     BindAnswer,
@@ -127,9 +127,9 @@ def _doubt_sockets(scene: BindScene) -> str:
     doubtful = [one.row for one in scene.occupants if meets(scene, one) is None]
     row = doubtful[0]
     where = f"{row.address} port {row.port} in {row.state}"
-    if row.protocol == "udp":
+    if row.protocol == "udp" and len(scene.occupants) > CROWD:
         return f"with so many sockets on one port, some kernels overlook {where}"
-    if row.interface is not None or scene.newcomer.interface is not None:
+    if row.protocol == "tcp" and row.interface != scene.newcomer.interface:
         return f"whether {where} shares its device's ports (VRF) could not be tried out"
     if row.inode is None:
         return f"nobody holds {where}, and the kernel does not tell whether it counts for IPv4"

@@ -84,10 +84,6 @@ def _read(text: str) -> IPv4Address | IPv6Address:
     return address
 
 
-def _is_wildcard(text: str) -> bool:
-    return _read(text).is_unspecified
-
-
 # One socket ----------------------------------------------------------------------------------
 
 

@@ -445,6 +445,33 @@ def test_unknown_shows_what_may_be_in_the_way() -> None:
     assert 1 == len(answer.conflicts)
 
 
+WILDCARD = newcomer("0.0.0.0")
+UDP_WILDCARD = newcomer("0.0.0.0", protocol="udp")
+CROWDED = [held(datagram(f"127.0.0.{n}", inode=500 + n)) for n in range(1, CROWD + 2)]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (scene(*CROWDED, newcomer=UDP_WILDCARD), "with so many sockets on one port"),
+        (scene(held(row(interface=2))), "(VRF) could not be tried out"),
+        (
+            scene(blind(at("::1", state="ESTABLISHED", v6only=None)), newcomer=WILDCARD),
+            "counts for IPv4 is not known: its holder was not found",
+        ),
+        (
+            scene(blind(datagram("::1", state="ESTABLISHED", v6only=None)), newcomer=UDP_WILDCARD),
+            "counts for IPv4 is not known: its holder was not found",
+        ),
+    ],
+)
+def test_doubt_has_its_own_reason(found: BindScene, words: str) -> None:
+    """Each is lifted by something else."""
+    answer = judged(found)
+    assert BindVerdict.UNKNOWN is answer.verdict
+    assert words in answer.verdict_reason
+
+
 def test_options_belong_to_the_socket_of_their_inode() -> None:
     """What nobody holds has none."""
     look = OptionScan(by_inode=((500, options(REUSEADDR)),))
