@@ -19,6 +19,7 @@ import pytest
 from sdtool.errors import SdtoolError
 from sdtool.sandbox.requirements import require_container, require_private
 from sdtool.sources.cgroups import read_mount
+from sdtool.sources.copies import may_copy
 
 _CAP_SYS_RESOURCE = 24
 
@@ -136,6 +137,11 @@ def _lacks_cgroup_v1() -> str | None:
     return None if "name=systemd" in mounts else "this machine has no cgroup v1 hierarchy to show"
 
 
+def _lacks_pidfd_getfd() -> str | None:
+    forbidden = "a filter of system calls forbids pidfd_getfd here"
+    return None if may_copy() else forbidden
+
+
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "bound sockets": _lacks_bound_sockets,
     "cgroup v1": _lacks_cgroup_v1,
@@ -145,5 +151,6 @@ _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "unbooted machine": _lacks_unbooted_machine,
     "memory": lambda: _lacks_controller("memory"),
     "pids": lambda: _lacks_controller("pids"),
+    "pidfd_getfd": _lacks_pidfd_getfd,
     "CAP_SYS_RESOURCE": _lacks_sys_resource,
 }

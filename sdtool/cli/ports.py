@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import re
+import socket
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from sdtool.cli.completion import complete_units
 from sdtool.cli.invocation import Invocation
-from sdtool.cli.views import show_listeners, show_ports
+from sdtool.cli.views import show_binds, show_listeners, show_ports
 from sdtool.errors import InvalidArgument
+from sdtool.model.binding import BindSpec, BindVerdict
 from sdtool.model.ports import PortSpec, PortVerdict
 
 PROTOCOLS = ("tcp", "udp")
+BIND_HINT = "127.0.0.1:80, [::1]:80/udp, 0.0.0.0:80, or *:80 for IPv4 and IPv6"
 
 
 def port_command(
     ctx: typer.Context,
     ports: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PORT[/tcp|/udp]...",
             help="Ports, with or without protocol.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    binds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bind",
+            metavar="ADDR:PORT[/udp]",
+            help="Say instead whether you could bind and listen here now. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Say which unit owns a port.
 
     And through which door: by holding the socket, or by a .socket unit. Exits 1 when a port is
-    not owned.
+    not owned. With --bind, exits 1 unless every address and port could be bound.
     """
     invocation = ctx.ensure_object(Invocation)
+    if bool(ports) == bool(binds):
+        raise InvalidArgument(
+            "PORT and --bind are two questions." if ports else "No port is asked about.",
+            hint="sdtool port 80, or: sdtool port --bind '*:80'",
+        )
+    return _show_binds(invocation, binds) if binds else _show_owners(invocation, ports or [])
+
+
+def _show_binds(invocation: Invocation, texts: Sequence[str]) -> int:
+    specs = [parse_bind(text) for text in texts]
+    answer = invocation.ask(lambda host: host.bindable(specs))
+    bad = any(entry.verdict is not BindVerdict.YES for entry in answer.data)
+    return invocation.finish(answer, show_binds, bad=bad)
+
+
+def _show_owners(invocation: Invocation, ports: Sequence[str]) -> int:
     specs = [parse_port(text) for text in ports]
     answer = invocation.ask(lambda host: host.port(specs))
     owned = {(entry.port, entry.protocol) for entry in answer.data if _is_owned(entry.verdict)}
@@ -65,6 +94,42 @@ def parse_port(text: str) -> PortSpec:
             hint=f"{number}/tcp or {number}/udp",
         )
     return PortSpec(port=int(number), protocol=protocol or None)
+
+
+def parse_bind(text: str) -> BindSpec:
+    """ADDR:PORT, IPv6 in brackets, "*" for all addresses of both families; /udp behind it.
+
+    Raises:
+        InvalidArgument: The address or the port is none, or the protocol is another.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise InvalidArgument(f"{text} is no address with a port.", subject=text, hint=BIND_HINT)
+    spec = parse_port(port)
+    address, interface = ("::", None) if host == "*" else _parse_address(host, text)
+    return BindSpec(
+        address=address,
+        port=spec.port,
+        protocol=spec.protocol or "tcp",
+        interface=interface,
+        dual=host == "*",
+    )
+
+
+def _parse_address(host: str, text: str) -> tuple[str, str | None]:
+    """The address as the kernel writes it, and its scope."""
+    bracketed = host.startswith("[") and host.endswith("]")
+    address, percent, scope = (host[1:-1] if bracketed else host).partition("%")
+    family = socket.AF_INET6 if bracketed else socket.AF_INET
+    try:
+        plain = socket.inet_ntop(family, socket.inet_pton(family, address))
+    except (OSError, ValueError):
+        plain = None
+    if plain is None or bool(percent) != bool(scope) or (scope and not bracketed):
+        raise InvalidArgument(
+            f"{host} is no address (names are not looked up).", subject=text, hint=BIND_HINT
+        )
+    return plain, scope or None
 
 
 def ports_command(

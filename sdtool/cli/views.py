@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from sdtool.model.binding import BindAnswer
     from sdtool.model.facility import Facility
     from sdtool.model.ports import ListeningSocket, PortOwnership
     from sdtool.model.process import ProcessOwner
@@ -34,6 +35,13 @@ def show_ports(answers: Sequence[PortOwnership]) -> RenderableType:
     from sdtool.render.tables import render_ports
 
     return render_ports(answers)
+
+
+def show_binds(answers: Sequence[BindAnswer]) -> RenderableType:
+    """The verdicts of ``port --bind``."""
+    from sdtool.render.binding import render_binds
+
+    return render_binds(answers)
 
 
 def show_listeners(rows: Sequence[ListeningSocket]) -> RenderableType:

@@ -2,10 +2,10 @@
 
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
 methods live in modules by verb: ``units`` (list, trace, pid), ``census`` (list of all managers),
-``ports`` (port, ports), ``stopping`` (stop), ``facilities`` (doctor). A stop stands on
-``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``, ``observers`` and
-``eventlog``, and ``contact`` (the manager, lost and found). All share a ``session``; ``asking``
-keeps several answers in order.
+``ports`` (port, ports), ``binding`` (port --bind), ``stopping`` (stop), ``facilities`` (doctor).
+A stop stands on ``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``,
+``observers`` and ``eventlog``, and ``contact`` (the manager, lost and found). All share a
+``session``; ``asking`` keeps several answers in order.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:
@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from types import TracebackType
 
 from sdtool.host.asking import ask_each, resolve, split
+from sdtool.host.binding import try_bind
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
@@ -29,6 +30,7 @@ from sdtool.host.session import Session
 from sdtool.host.stopping import StopOptions, stop_units
 from sdtool.host.units import explain_pid, list_units, trace_unit
 from sdtool.model.answer import Answer
+from sdtool.model.binding import BindAnswer, BindSpec
 from sdtool.model.facility import Facility
 from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.process import ProcessOwner
@@ -109,6 +111,10 @@ class Host:
     async def port(self, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
         """Which unit owns each port; two entries where tcp and udp both have something."""
         return await own_ports(self._session, specs)
+
+    async def bindable(self, specs: Sequence[BindSpec]) -> Answer[BindAnswer]:
+        """Whether we could bind each, and listen, now and in our own network namespace."""
+        return await ask_each(specs, lambda spec: try_bind(self._session, spec))
 
     async def ports(
         self, units: Sequence[str] = (), *, unix: bool = False

@@ -78,8 +78,8 @@ class Observers:
         places = namespaces.read_namespaces_of(sweep.pids).namespaces
         listed = observer.arm(places, ids)
         left = sweep.with_ports(sweep.sockets - listed)
-        with sweep.namespaces_of_sockets(left, {place.inode for place in places}) as hidden:
-            observer.arm(hidden, ids)
+        with sweep.look_closer(left, {place.inode for place in places}) as closer:
+            observer.arm(closer.namespaces, ids)
         return observer
 
     def filenos(self) -> list[int]:

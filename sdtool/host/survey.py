@@ -50,6 +50,7 @@ class Survey:
         self._pids = pids
         self._partly: set[NetworkNamespace] = set()
         self._not_at_all: set[NetworkNamespace] = set()
+        self._uncopied: str | None = None
         self._unseen_pids: set[int] = set()
         self._unseen: dict[str, None] = {}
 
@@ -84,7 +85,7 @@ class Survey:
     @property
     def caveat(self) -> str | None:
         """Why a namespace that only a descriptor keeps alive could not be looked for."""
-        why = self.sweep.reason
+        why = self.sweep.reason or self._uncopied
         return f"one that only a descriptor keeps alive may be hidden: {why}" if why else None
 
     @property
@@ -103,9 +104,11 @@ class Survey:
         return self._read([place for place, has in looks if has is True], wanted)
 
     def read_deeper(self, wanted: Wanted) -> Rows:
-        """Those of the namespaces that nothing but a descriptor keeps alive, beside ``read``.
+        """What ``read`` does not have: behind descriptors, and what the kernel does not list.
 
-        It takes a look at every descriptor, and at every socket there is.
+        These are the sockets of network namespaces that nothing but a descriptor keeps alive,
+        and before Linux 6.8 those that are bound and do not listen. It takes a look at every
+        descriptor, and at every socket there is.
         """
         known = {namespace.inode for namespace in self.census.namespaces}
         held = tuple(self.sweep.namespaces(known))
@@ -113,8 +116,15 @@ class Survey:
         known |= {namespace.inode for namespace in held}
         listed = self._list_inodes((*self.census.namespaces, *held))
         unlisted = self.sweep.sockets - listed if listed is not None else frozenset()
-        with self.sweep.namespaces_of_sockets(unlisted, known) as hidden:
-            rows += self._read(hidden, wanted)
+        with self.sweep.look_closer(unlisted, known) as closer:
+            rows += self._read(closer.namespaces, wanted)
+        listed_now = _inodes(rows)
+        self._uncopied = closer.reason
+        rows += tuple(
+            replace(row, elsewhere=row.netns != self.census.namespaces[0].inode)
+            for row in closer.sockets
+            if row.inode not in listed_now and sockets.fits(row, wanted)
+        )
         return tuple(sorted(rows, key=sockets.by_address))
 
     def _list_inodes(self, places: Iterable[NetworkNamespace]) -> frozenset[int] | None:

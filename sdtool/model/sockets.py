@@ -119,6 +119,7 @@ class SocketFacts:
         netns: Inode of its network namespace; None when that is hidden.
         netns_name: Its name below /run/netns, or the path of another mount; None without one.
         elsewhere: It is in another network namespace than ours.
+        interface: Index of the device that it is bound to; None when to none.
     """
 
     family: str
@@ -136,6 +137,7 @@ class SocketFacts:
     v6only: bool | None
     expires_us: int | None
     netns: int | None
+    interface: int | None = None
     netns_name: str | None = None
     elsewhere: bool = False
     path: str | None = None

@@ -3,19 +3,26 @@
 The descriptors of other users' processes need CAP_DAC_READ_SEARCH to be listed and CAP_SYS_PTRACE
 to be read. A look costs some 50 us a process, so it is made once for all questions: a ``Sweep``.
 
-Source: proc_pid_fd(5), pidfd_getfd(2), linux/sockios.h (SIOCGSKNS).
+Source: proc_pid_fd(5).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sdtool.model.process import ProcessRef
-from sdtool.model.sockets import HolderScan
+from sdtool.model.sockets import HolderScan, SocketFacts
+from sdtool.sources.copies import (
+    Held,
+    copied_socket,
+    describe,
+    explain_refusal,
+    open_namespace,
+)
 from sdtool.sources.namespaces import NetworkNamespace
 from sdtool.sources.processes import (
     HIDDEN,
@@ -32,14 +39,25 @@ from sdtool.sources.spread import spread
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
 
-SIOCGSKNS = 0x894C
-
 PID_NS_INIT_INO = 0xEFFFFFFC  # linux/nsfs.h, the same since Linux 3.8
-
-PIDFD_GETFD = 438  # the same on every architecture that has it
 
 INET_NAMES = (b"TCP", b"UDP", b"MPTCP")
 """How the names of protocols with ports begin, as a socket's file has them in sockfs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloserLook:
+    """What copies of sockets told that are in none of the kernel's lists.
+
+    Attributes:
+        namespaces: Where some of them are, and nobody has looked yet.
+        sockets: Those that have a port.
+        reason: Why some could not be copied, and what would permit it; None when all could.
+    """
+
+    namespaces: tuple[NetworkNamespace, ...]
+    sockets: tuple[SocketFacts, ...]
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +141,11 @@ class Sweep:
             return f"{many} may not be looked into: {PTRACE_HINT}"
         return None
 
+    @property
+    def outside(self) -> bool:
+        """Whether there may be processes outside our pid namespace, which nobody here sees."""
+        return not _is_initial_pid_namespace()
+
     def holders_of(self, inodes: Collection[int]) -> HolderScan:
         """Which processes hold which of these sockets."""
         wanted, found = frozenset(inodes), []
@@ -136,7 +159,7 @@ class Sweep:
             by_inode=tuple(sorted(found, key=_by_inode)),
             complete=self._all and self.reason is None,
             reason=self.reason,
-            outside=not _is_initial_pid_namespace(),
+            outside=self.outside,
         )
 
     @property
@@ -156,10 +179,10 @@ class Sweep:
 
     def with_ports(self, inodes: Collection[int]) -> frozenset[int]:
         """Those of the sockets that can have a port: TCP, MPTCP, UDP."""
-        return frozenset(inode for pid, fd, inode in self._find(inodes) if _has_port(pid, fd))
+        return frozenset(held[2] for held in self.find(inodes) if _has_port(held))
 
-    def _find(self, inodes: Collection[int]) -> Iterator[tuple[int, int, int]]:
-        """A (pid, descriptor, inode) for each of the sockets that was seen."""
+    def find(self, inodes: Collection[int]) -> Iterator[Held]:
+        """One holder of each of the sockets that was seen."""
         left = set(inodes)
         for pid, held in self._found.items():
             for inode in held.sockets.keys() & left:
@@ -167,32 +190,52 @@ class Sweep:
                 yield pid, held.sockets[inode], inode
 
     @contextlib.contextmanager
-    def namespaces_of_sockets(
+    def look_closer(
         self, inodes: Collection[int], known: Collection[int | None]
-    ) -> Iterator[tuple[NetworkNamespace, ...]]:
-        """The network namespaces that sockets are in, beside the known ones.
+    ) -> Iterator[CloserLook]:
+        """What copies of sockets tell; the doors of new namespaces are open inside the context.
 
-        Their doors are open only inside the context. The socket is copied for a moment, so that
-        it would outlive its process by as much.
+        Args:
+            inodes: Of sockets that the kernel does not list where we have looked.
+            known: The network namespaces where we have looked.
         """
-        found: dict[int, int] = {}
+        opened: dict[int, int] = {}
+        found: list[SocketFacts] = []
+        reason = None
         try:
-            for pid, fd, inode in self._find(inodes):
-                opened = _open_namespace(pid, fd, inode) if _has_port(pid, fd) else None
-                if opened is None:
+            for held in filter(_has_port, self.find(inodes)):
+                try:
+                    with copied_socket(held) as copy:
+                        netns = _note_namespace(copy, known, opened)
+                        found += filter(None, [describe(copy, held[2], netns)])
+                except FileNotFoundError:
                     continue
-                netns = os.fstat(opened).st_ino
-                if netns in known or netns in found:
-                    os.close(opened)
-                else:
-                    found[netns] = opened
-            yield tuple(
-                NetworkNamespace(netns, doors=(f"/proc/self/fd/{fd}",))
-                for netns, fd in sorted(found.items())
+                except OSError as error:
+                    reason = explain_refusal(error)
+            yield CloserLook(
+                namespaces=tuple(
+                    NetworkNamespace(netns, doors=(f"/proc/self/fd/{fd}",))
+                    for netns, fd in sorted(opened.items())
+                ),
+                sockets=tuple(found),
+                reason=reason,
             )
         finally:
-            for fd in found.values():
+            for fd in opened.values():
                 os.close(fd)
+
+
+def _note_namespace(
+    copy: socket.socket, known: Collection[int | None], opened: dict[int, int]
+) -> int:
+    """The network namespace of a socket; the first of each new one leaves it open."""
+    fd = open_namespace(copy)
+    netns = os.fstat(fd).st_ino
+    if netns in known or netns in opened:
+        os.close(fd)
+    else:
+        opened[netns] = fd
+    return netns
 
 
 def _look(pids: Iterable[int]) -> list[tuple[int, Descriptors | None]]:
@@ -209,53 +252,10 @@ def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:
     return row[0], row[1].pid
 
 
-def _has_port(pid: int, fd: int) -> bool:
+def _has_port(held: Held) -> bool:
     """Whether a descriptor is a socket of a protocol with ports; False too when it is gone."""
+    pid, fd, _ = held
     with contextlib.suppress(OSError):
         name = os.getxattr(f"/proc/{pid}/fd/{fd}", "system.sockprotoname")
         return name.startswith(INET_NAMES)
     return False
-
-
-def _open_namespace(pid: int, fd: int, inode: int) -> int | None:
-    """A descriptor of the namespace that a process's socket is in.
-
-    None when the socket has gone meanwhile, or may not be copied.
-    """
-    with contextlib.suppress(OSError), copied_socket(pid, fd, inode) as copy:
-        return fcntl.ioctl(copy, SIOCGSKNS)
-    return None
-
-
-@contextlib.contextmanager
-def copied_socket(pid: int, fd: int, inode: int) -> Iterator[int]:
-    """A copy of another process's descriptor, for as short as can be: it keeps the socket open.
-
-    Args:
-        inode: The socket that it has to be; pids and descriptors are used again.
-
-    Raises:
-        OSError: It may not be copied (CAP_SYS_PTRACE), is gone, or is another socket by now.
-    """
-    pidfd = os.pidfd_open(pid)
-    try:
-        copy = _pidfd_getfd(pidfd, fd)
-    finally:
-        os.close(pidfd)
-    try:
-        if os.fstat(copy).st_ino != inode:
-            raise FileNotFoundError(f"/proc/{pid}/fd/{fd} is another socket by now")
-        yield copy
-    finally:
-        os.close(copy)
-
-
-def _pidfd_getfd(pidfd: int, fd: int) -> int:
-    import ctypes  # 5 ms, where a socket is in none of the lists
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    copy = int(libc.syscall(PIDFD_GETFD, pidfd, fd, 0))
-    if copy < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return copy

@@ -183,6 +183,15 @@ def _is_wanted(row: SocketFacts, wanted: Wanted) -> bool:
     return wanted.port in (0, row.port)
 
 
+def fits(row: SocketFacts, wanted: Wanted) -> bool:
+    """Whether a socket is one of those wanted, wherever it was made."""
+    if row.protocol not in wanted.protocols or wanted.port not in (0, row.port):
+        return False
+    owning = row.protocol == "udp" or row.state in ("LISTEN", "BOUND")
+    listening = row.state in ("LISTEN", "UNCONN")
+    return {Which.ALL: True, Which.OWNING: owning, Which.LISTENING: listening}[wanted.which]
+
+
 def _queries(wanted: Wanted) -> Iterator[Query]:
     groups = wanted.cgroups
     chunks = [groups[at : at + MAX_CGROUPS] for at in range(0, len(groups), MAX_CGROUPS)] or [()]
@@ -273,6 +282,7 @@ def parse_message(data: bytes, protocol: str, netns: int | None) -> SocketFacts:
         v6only=bool(v6only[0]) if v6only else None,
         expires_us=expires_ms * 1000 if _frees(timer, state, inode) else None,
         netns=netns,
+        interface=row[8] or None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,9 @@ def place_nameless(situations: Situations, port: int) -> Place:
     unit = situations.start_socket("nameless", listen, f"NetworkNamespacePath={path}")
     netns = situations.namespace_of(path)
     holder = situations.manager.pid
-    return Place(unit=unit, port=port, netns=netns, holder=holder, via="socket-unit", path=path, name=path)
+    return Place(
+        unit=unit, port=port, netns=netns, holder=holder, via="socket-unit", path=path, name=path
+    )
 
 
 def place_descriptor(situations: Situations, port: int) -> Place:

@@ -12,9 +12,10 @@ import pytest
 import sdtool as package
 from sdtool.cli.app import COMMANDS, LazyGroup, build_app
 from sdtool.cli.invocation import Invocation, report_failure, wants_colour
-from sdtool.cli.ports import parse_port
+from sdtool.cli.ports import parse_bind, parse_port
 from sdtool.errors import Exit, InvalidArgument, NoSuchUnit
 from sdtool.model.answer import Answer
+from sdtool.model.binding import BindSpec
 from sdtool.model.ports import PortSpec
 from sdtool.model.scope import Scope
 from tests.unit.conftest import Run
@@ -70,6 +71,13 @@ USAGE_ERRORS = {
     "port": ("port", "70000"),
     "port protocol": ("port", "80/sctp"),
     "one port of several": ("port", "80", "x"),
+    "no port": ("port",),
+    "port and bind": ("port", "80", "--bind", "*:80"),
+    "bind to a name": ("port", "--bind", "localhost:80"),
+    "bind without an address": ("port", "--bind", "80"),
+    "bind without a port": ("port", "--bind", "*"),
+    "bind to port 0": ("port", "--bind", "*:0"),
+    "bind with another protocol": ("port", "--bind", "*:80/sctp"),
     "pid": ("pid", "0"),
     "observer": ("stop", "x", "--observers", "telescope"),
 }
@@ -140,6 +148,37 @@ def test_port_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_port(text)
     assert text == caught.value.subject
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:80", BindSpec(address="127.0.0.1", port=80)),
+        ("0.0.0.0:80/tcp", BindSpec(address="0.0.0.0", port=80)),
+        ("[::1]:80/udp", BindSpec(address="::1", port=80, protocol="udp")),
+        ("[::]:80", BindSpec(address="::", port=80)),
+        ("*:80", BindSpec(address="::", port=80, dual=True)),
+        ("[FE80:0::1%lo]:80", BindSpec(address="fe80::1", port=80, interface="lo")),
+        ("[::ffff:7f00:1]:80", BindSpec(address="::ffff:127.0.0.1", port=80)),
+    ],
+)
+def test_bind_is_parsed(text: str, expected: BindSpec) -> None:
+    """The address comes out as the kernel writes it."""
+    assert expected == parse_bind(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "80", ":80", "*", "*:", "*:0", "*:65536", "*:80/sctp", "localhost:80", "::1:80"),
+        *("[::1]", "[127.0.0.1]:80", "127.1:80", "[::1%]:80", "127.0.0.1%lo:80", "[::1:80"),
+        *("256.0.0.1:80", "[*]:80", "127.0.0.1:80:80", "1\0:80"),
+    ],
+)
+def test_bind_that_is_none_is_refused(text: str) -> None:
+    """With a hint, and nothing is looked up."""
+    with pytest.raises(InvalidArgument):
+        parse_bind(text)
 
 
 # The lazy group ------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""Copies of other processes' sockets, for what no list of the kernel's tells.
+
+A copy keeps the socket, and so its port, for as long as it is open: each is closed before the next
+is made. Pids and descriptors are used again, so a copy counts only when its inode is the one that
+was asked for.
+
+Source: pidfd_open(2), pidfd_getfd(2), socket(7), ipv6(7), tcp(7), linux/sockios.h (SIOCGSKNS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from sdtool.model.binding import OptionScan, SocketOptions
+from sdtool.model.sockets import SocketFacts
+from sdtool.sources.processes import PTRACE_HINT
+from sdtool.sources.sockets import CLOSE, PROTOCOLS, SOCKET_TYPES, state_name
+
+PIDFD_GETFD = 438  # the same on every architecture that has it
+SO_PROTOCOL = 38
+SO_DOMAIN = 39
+SO_BINDTOIFINDEX = 62
+SIOCGSKNS = 0x894C
+
+TAGGING = (b"net_cls", b"net_prio")
+
+UNSUPPORTED = "needs Linux 5.6 (pidfd_getfd)"
+FILTERED = "pidfd_getfd is forbidden here (a container's filter of system calls)"
+TAGGED = "a copy would change the net_cls or net_prio tag of its socket (cgroup v1)"
+
+Held = tuple[int, int, int]
+"""(pid, descriptor, inode) of a socket that a process holds."""
+
+
+@contextlib.contextmanager
+def copied_socket(held: Held) -> Iterator[socket.socket]:
+    """A copy of another process's descriptor.
+
+    Raises:
+        FileNotFoundError: The process or the descriptor is gone, or is another socket by now.
+        OSError: The kernel refuses, or making a copy would change the socket (EXDEV).
+    """
+    pid, fd, inode = held
+    try:
+        _refuse_tagging(pid)
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+    try:
+        number = _get_descriptor(pidfd, fd)
+    finally:
+        os.close(pidfd)
+    facts = os.fstat(number)
+    if not stat.S_ISSOCK(facts.st_mode) or facts.st_ino != inode:
+        os.close(number)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    with _wrap(number) as copy:
+        yield copy
+
+
+def explain_refusal(error: OSError) -> str:
+    """Why a copy could not be made, and what would permit it."""
+    if error.errno == errno.ENOSYS:
+        return UNSUPPORTED
+    if error.errno == errno.EXDEV:
+        return TAGGED
+    return PTRACE_HINT if may_copy() else FILTERED
+
+
+def may_copy() -> bool:
+    """Whether we may copy descriptors at all: of our own process, if of none else."""
+    own = os.pidfd_open(os.getpid())
+    try:
+        os.close(_get_descriptor(own, own))
+    except OSError:
+        return False
+    finally:
+        os.close(own)
+    return True
+
+
+def _get_descriptor(pidfd: int, fd: int) -> int:
+    import ctypes  # 5 ms, where a socket is in none of the lists
+
+    number = int(_library().syscall(PIDFD_GETFD, pidfd, fd, 0))
+    if number >= 0:
+        return number
+    code = ctypes.get_errno()
+    code = errno.ENOENT if code in (errno.EBADF, errno.ESRCH) else code
+    raise OSError(code, os.strerror(code))
+
+
+@cache
+def _library() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _refuse_tagging(pid: int) -> None:
+    """Where cgroup v1 tags sockets, a process that gets a copy gives them its own tag."""
+    if _read_tags("self") != _read_tags(pid):
+        raise OSError(errno.EXDEV, TAGGED)
+
+
+def _read_tags(pid: int | str) -> tuple[bytes, ...]:
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        lines = file.read().splitlines()
+    return tuple(line for line in lines if {*TAGGING} & {*line.split(b":")[1].split(b",")})
+
+
+def _wrap(number: int) -> socket.socket:
+    """The descriptor as an object of its family."""
+    # Told a kind (whatever it is) and that it does not block, Python changes nothing in the flags
+    # of the descriptor: the copy shares them.
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+    copy = socket.socket(socket.AF_INET, kind, 0, fileno=number)
+    family = copy.getsockopt(socket.SOL_SOCKET, SO_DOMAIN)
+    return socket.socket(family, kind, 0, fileno=copy.detach())
+
+
+def open_namespace(copy: socket.socket) -> int:
+    """A descriptor of the network namespace that a socket is in."""
+    return fcntl.ioctl(copy, SIOCGSKNS)
+
+
+# Options -------------------------------------------------------------------------------------
+
+
+def read_options(sockets: Iterable[Held]) -> OptionScan:
+    """The options of sockets; one that has gone meanwhile has none."""
+    found: list[tuple[int, SocketOptions]] = []
+    reasons: dict[str, None] = {}
+    for held in sockets:
+        try:
+            with copied_socket(held) as copy:
+                found.append((held[2], _read_options(copy)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reasons[explain_refusal(error)] = None
+    return OptionScan(by_inode=tuple(sorted(found)), reason=next(iter(reasons), None))
+
+
+def _read_options(copy: socket.socket) -> SocketOptions:
+    def is_set(level: int, option: int) -> bool:
+        return bool(copy.getsockopt(level, option))
+
+    inet6 = copy.family == socket.AF_INET6
+    return SocketOptions(
+        reuseaddr=is_set(socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        reuseport=is_set(socket.SOL_SOCKET, socket.SO_REUSEPORT),
+        v6only=is_set(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) if inet6 else None,
+    )
+
+
+def describe(copy: socket.socket, inode: int, netns: int) -> SocketFacts | None:
+    """A socket that has a port as sock_diag would show it; None for one that has none.
+
+    Its creator is not told, nor its cookie.
+    """
+    numbers = {number: name for name, number in PROTOCOLS.items()}
+    protocol = numbers.get(copy.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL))
+    if copy.family not in (socket.AF_INET, socket.AF_INET6) or protocol is None:
+        return None
+    address, port = copy.getsockname()[:2]
+    if not port:
+        return None
+    options = _read_options(copy)
+    return SocketFacts(
+        family="inet" if options.v6only is None else "inet6",
+        protocol=protocol,
+        type=SOCKET_TYPES[protocol],
+        address=address.partition("%")[0],
+        port=port,
+        peer_address=None,
+        peer_port=None,
+        state=state_name(protocol, _read_state(copy)),
+        inode=inode,
+        uid=os.fstat(copy.fileno()).st_uid,
+        cookie=0,
+        cgroup_id=None,
+        v6only=options.v6only,
+        expires_us=None,
+        netns=netns,
+        interface=copy.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) or None,
+    )
+
+
+def _read_state(copy: socket.socket) -> int:
+    """The state of a TCP socket, the first byte of its struct tcp_info; of others CLOSE."""
+    try:
+        return copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:
+        return CLOSE
