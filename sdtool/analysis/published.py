@@ -49,8 +49,8 @@ def proxies_of(answers: Iterable[PortOwnership]) -> tuple[int, ...]:
 
 def parse_proxy(argv: Sequence[str]) -> Target | None:
     """What docker-proxy's command line says; None when it is no such command line."""
-    words = [word.lstrip("-") for word in argv[1:]]
-    options = dict(pairwise(words))
+    pairs = pairwise(argv[1:])
+    options = {name.lstrip("-"): value for name, value in pairs if name.startswith("-")}
     address, port = options.get("container-ip"), options.get("container-port", "")
     protocol = options.get("proto", "tcp")
     if not address or not port.isdecimal() or not 0 < int(port) < 65536:

@@ -71,7 +71,7 @@ async def read_census(
         tree.members,
         listeners,
         roots,
-        ports_reason=explain_no_owners(listeners) or survey.census.reason,
+        ports_reason=explain_no_owners(listeners),
         unseen=survey.unseen_pids,
         unseen_reason=f"its network namespace may not be entered: {ENTER_HINT}",
     )

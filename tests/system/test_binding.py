@@ -131,6 +131,7 @@ def test_socket_that_is_gone_has_no_options() -> None:
         assert ((), None) == (scan.by_inode, scan.reason)
 
 
+@pytest.mark.capability("root")
 @pytest.mark.capability("pidfd_getfd")
 def test_bound_sockets_are_found_without_the_kernel_listing_them(stack: ExitStack) -> None:
     """The look through descriptors finds what newer kernels list, with the same facts."""
