@@ -24,7 +24,8 @@ def main() -> int:
         status = 130
         if "--json" in sys.argv:
             sys.stdout.write(
-                '{"sdtool": 1, "command": "", "exit": 130, "data": [], "errors": []}\n'
+                '{"sdtool": 1, "command": "", "exit": 130, '
+                '"data": [], "errors": [], "notes": []}\n'
             )
             sys.stdout.flush()
     for number in SIGNALS:

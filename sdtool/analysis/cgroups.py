@@ -20,12 +20,13 @@ SESSION = re.compile(r"session-(.+)\.scope")
 INIT_SCOPE = "init.scope"
 
 CONTAINERS = (
-    ("docker", re.compile(r"docker-([0-9a-f]{64})\.scope")),
-    ("podman", re.compile(r"libpod-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
-    ("crio", re.compile(r"crio-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
-    ("containerd", re.compile(r"(?:cri-containerd|nerdctl)-([0-9a-f]{64})\.scope")),
-    ("nspawn", re.compile(r"systemd-nspawn@([^/]+)\.service")),
-    ("nspawn", re.compile(r"machine-([^/]+)\.scope")),
+    ("docker", re.compile(r"/docker-([0-9a-f]{64})\.scope(?:/|$)")),
+    ("podman", re.compile(r"/libpod-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
+    ("crio", re.compile(r"/crio-([0-9a-f]{64})(?:\.scope)?(?:/|$)")),
+    ("containerd", re.compile(r"/(?:cri-containerd|nerdctl)-([0-9a-f]{64})\.scope(?:/|$)")),
+    ("nspawn", re.compile(r"/systemd-nspawn@([^/]+)\.service(?:/|$)")),
+    ("qemu", re.compile(r"/machine-(qemu[^/]+)\.scope(?:/|$)")),
+    ("nspawn", re.compile(r"/machine-([^/]+)\.scope(?:/|$)")),
     ("docker", re.compile(r"/docker/([0-9a-f]{64})(?:/|$)")),
     ("lxc", re.compile(r"/lxc\.payload\.([^/]+)")),
     ("kubepods", re.compile(r"/kubepods/.*pod[0-9a-f-]{36}/([0-9a-f]{64})(?:/|$)")),

@@ -167,7 +167,7 @@ def take_census(
 def list_units(
     units: Iterable[Unit], census: Census, manager: str, user: str | None = None
 ) -> tuple[ListedUnit, ...]:
-    """The units of one manager with their number of processes and the ports they made.
+    """The units of one manager with their number of processes and the ports they own.
 
     Args:
         manager: As in ``CgroupOwner.manager``.

@@ -100,6 +100,7 @@ def _join_one(
         holders_complete=complete,
         holders_reason=why,
         socket_unit=made_for,
+        behind_manager=creator.manager if creator and made_for else None,
         source=row.source,
     )
 
@@ -178,12 +179,6 @@ def _managers_of(socket: Socket) -> list[str]:
     return [one.manager for one in involved if one.unit == INIT_SCOPE and one.manager is not None]
 
 
-def is_made_by_manager(socket: Socket, manager: str) -> bool:
-    """Whether a manager made the socket itself, for one of its .socket units."""
-    creator = socket.creator
-    return creator is not None and (creator.manager, creator.unit) == (manager, INIT_SCOPE)
-
-
 def name_units_behind(sockets: Iterable[Socket], behind: ManagersSockets) -> tuple[Socket, ...]:
     """The sockets, those of a manager with the .socket or the fd store that they are for."""
     return tuple(_name_unit_behind(socket, behind) for socket in sockets)
@@ -195,25 +190,41 @@ def _name_unit_behind(socket: Socket, behind: ManagersSockets) -> Socket:
     listening = [unit.name for unit in behind.units if _is_of(socket, unit)]
     if listening:
         # Of two with one address the kernel lets only SO_REUSEPORT through: then nobody can say.
-        return replace(socket, socket_unit=listening[0]) if len(listening) == 1 else socket
-    return replace(socket, fd_store_unit=_find_store(socket, behind))
+        if len(listening) > 1:
+            return socket
+        return replace(socket, socket_unit=listening[0], behind_manager=behind.manager)
+    store = _find_store(socket, behind)
+    if store is None:
+        return socket
+    return replace(socket, fd_store_unit=store, behind_manager=behind.manager)
 
 
 def _is_of(socket: Socket, unit: SocketUnit) -> bool:
-    if None not in (unit.netns, socket.netns) and unit.netns != socket.netns:
-        return False
-    return any(listens_on(listen, socket) for listen in unit.listens)
+    if unit.netns is None:
+        # Not known: of a manager that is where we are, or of a namespace that is not there.
+        here = unit.namespace_path is None and not socket.elsewhere
+    else:
+        here = socket.netns in (None, unit.netns)
+    return here and any(listens_on(listen, socket) for listen in unit.listens)
 
 
 def _find_store(socket: Socket, behind: ManagersSockets) -> str | None:
     """The service whose fd store it is in, where that is certain."""
-    if not _is_held_by(socket, behind.manager):
+    if not is_unexplained(socket, behind.manager):
         return None
     for store in behind.stores:
         if store.inodes is not None and socket.inode in store.inodes:
             return store.unit
-    untold = [store.unit for store in behind.stores if store.inodes is None]
-    return untold[0] if len(untold) == 1 else None
+    # Before systemd 254 nobody tells. A manager has no use of its own for a port, and accepted
+    # connections aside holds one for a .socket or in a store: the only store is then the one.
+    if all(store.inodes is None for store in behind.stores) and _has_port_alone(socket):
+        return behind.stores[0].unit if len(behind.stores) == 1 else None
+    return None
+
+
+def _has_port_alone(socket: Socket) -> bool:
+    """Whether it is there for a port, and no connection that was accepted on one."""
+    return socket.family != "unix" and socket.peer is None
 
 
 def is_unexplained(socket: Socket, manager: str) -> bool:
@@ -232,6 +243,7 @@ def listens_on(listen: ListenAddress, socket: Socket) -> bool:
         return False
     if socket.family == "unix":
         return socket.path is not None and listen.address == socket.path
+    # "[fe80::1]:80%eth0", and in older versions "[fe80::1%eth0]:80"
     address, _, port = listen.address.rpartition(":")
-    address = address.partition("%")[0].strip("[]")
+    address, port = address.partition("%")[0].strip("[]"), port.partition("%")[0]
     return port == str(socket.port) and address == socket.address

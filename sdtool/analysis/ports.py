@@ -229,7 +229,7 @@ def doubt_unfound(
         rows: All listening sockets; one without an owner may be any unit's that can have one.
         reason: Why there may be more of them; None when there are not.
     """
-    why = _explain_unowned(rows) or reason
+    why = explain_unowned(rows) or reason
     if why is None:
         return ()
     return tuple(
@@ -247,7 +247,7 @@ def _can_listen(unit: Unit) -> bool:
     return unit.control_group is not None and unit.unit_type != "slice"
 
 
-def _explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
+def explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
     """Why it is not known whose some of the sockets are; None when it is known of all."""
     sockets = [row.socket for row in rows if row.unit is None]
     unknown = [s for s in sockets if s.creator is None and s.holders is None]

@@ -51,11 +51,22 @@ def parse_proxy(argv: Sequence[str]) -> Target | None:
     """What docker-proxy's command line says; None when it is no such command line."""
     pairs = pairwise(argv[1:])
     options = {name.lstrip("-"): value for name, value in pairs if name.startswith("-")}
-    address, port = options.get("container-ip"), options.get("container-port", "")
+    address, port = options.get("container-ip", ""), options.get("container-port", "")
     protocol = options.get("proto", "tcp")
-    if not address or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not _is_address(address) or not port.isdecimal() or not 0 < int(port) < 65536:
         return None
     return Target(address, int(port), protocol) if protocol in ("tcp", "udp") else None
+
+
+def _is_address(text: str) -> bool:
+    """Whether a word is an address: it is anybody's choice, and a name would be looked up."""
+    from ipaddress import ip_address  # 4 ms that only a proxy costs
+
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def name_published(answer: PortOwnership, targets: Targets) -> PortOwnership:

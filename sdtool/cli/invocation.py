@@ -249,7 +249,7 @@ def print_note(note: str) -> None:
     from sdtool.render.plain import clean
 
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"(there may be more: {clean(note)})\n")
+        sys.stderr.write(f"(not all could be seen: {clean(note)})\n")
 
 
 def report_failure(invocation: Invocation, error: SdtoolError) -> int:

@@ -74,7 +74,7 @@ def list_command(
     async def ask(host: Host) -> Answer[ListedUnit]:
         if all_managers:
             return await host.list_all_managers(patterns or (), filters)
-        return Answer(data=await host.list(patterns or (), filters))
+        return await host.list(patterns or (), filters)
 
     answer = invocation.ask(ask)
     status = invocation.finish(answer, show_units)

@@ -67,8 +67,10 @@ class Host:
 
     async def list(
         self, patterns: Sequence[str] = (), filters: ListFilter | None = None
-    ) -> tuple[ListedUnit, ...]:
+    ) -> Answer[ListedUnit]:
         """The active and failed units, or those that the filters ask for, by name.
+
+        The notes say of which sockets it is not known whose they are.
 
         Args:
             patterns: Names and globs as systemctl takes them; none for all units.

@@ -65,11 +65,11 @@ async def list_all_managers(
     found = split(await asyncio.gather(*(_ask(name, wanted) for name in names)))
     if patterns and not found.errors and not (units or any(one.units for one in found.data)):
         raise nothing_matches(patterns)
-    census = await read_census(session, {one.unit: one.socket_units for one in found.data})
+    census, notes = await read_census(session, {one.unit: one.socket_units for one in found.data})
     rows = membership.list_units(_wanted(filters, units), census, Scope.SYSTEM)
     for one in found.data:
         rows += membership.list_units(_wanted(filters, one.units), census, one.unit, one.user)
-    return Answer(data=rows, errors=found.errors)
+    return Answer(data=rows, errors=found.errors, notes=notes)
 
 
 def _require_root() -> None:

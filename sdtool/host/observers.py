@@ -71,7 +71,7 @@ class Observers:
     def _observe_sockets(self, group: str) -> SocketObserver:
         observer = SocketObserver(self._unit)
         tree = cgroups.read_tree(self._mount, group)
-        if tree.ids is None:
+        if not tree.ids:
             return observer
         ids = tuple(sorted(tree.ids))
         sweep = Sweep(pid for found in tree.members.values() for pid in found)

@@ -28,7 +28,7 @@ async def own_ports(session: Session, specs: Sequence[PortSpec]) -> Answer[PortO
     found = tuple(entry for entries in answers.data for entry in entries)
     targets = await _read_targets(survey, published.proxies_of(found))
     named = tuple(published.name_published(entry, targets) for entry in found)
-    return Answer(data=named, errors=answers.errors)
+    return Answer(data=named, errors=answers.errors, notes=survey.notes)
 
 
 async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Targets:
@@ -103,7 +103,7 @@ async def own_listeners(session: Session, *, unix: bool = False) -> Answer[Liste
     """Every listening socket by unit; the notes say why there may be more."""
     survey = Survey(session)
     found = ports.name_listeners(await read_listeners(survey, unix=unix))
-    return Answer(data=found, notes=(survey.reason,) if survey.reason else ())
+    return Answer(data=found, notes=survey.notes)
 
 
 async def own_listeners_of(
@@ -113,8 +113,9 @@ async def own_listeners_of(
     roots = await session.roots()
     found: list[ListeningSocket] = []
     left: dict[str, Unit] = {}
-    for unit in (details.unit for details in units):
-        own = await _own_quickly(session, unit, _listening(unix))
+    for details in units:
+        unit = details.unit
+        own = await _own_quickly(session, details, _listening(unix))
         if own is None:
             left[unit.name] = unit
         else:
@@ -125,12 +126,16 @@ async def own_listeners_of(
     rest = membership.filter_listeners(every.data, left, roots)
     seen = {membership.asked_unit(row.unit, row.manager, roots) for row in rest}
     doubts = ports.doubt_unfound(left.values(), seen, every.data, "; ".join(every.notes) or None)
-    return Answer(data=tuple(sorted((*found, *rest), key=ports.by_unit)), errors=doubts)
+    data = tuple(sorted((*found, *rest), key=ports.by_unit))
+    return Answer(data=data, errors=doubts, notes=every.notes)
 
 
-async def _own_quickly(session: Session, unit: Unit, wanted: Wanted) -> tuple[Socket, ...] | None:
+async def _own_quickly(
+    session: Session, details: UnitDetails, wanted: Wanted
+) -> tuple[Socket, ...] | None:
     """The sockets of a unit, by its own cgroup and processes; None where these tell not all."""
-    if unit.unit_type in ("socket", "slice"):
+    unit = details.unit
+    if unit.unit_type in ("socket", "slice") or details.stored_descriptors:
         return None
     if unit.control_group is None:
         return ()
@@ -149,8 +154,9 @@ async def own_sockets(
     if unit.unit_type == "socket":
         survey = Survey(session)
         every = (*await read_listeners(survey), *await read_listeners(survey, unix=True))
-        own = tuple(socket for socket in every if socket.socket_unit == unit.name)
-        return own, None if own else survey.reason
+        rows = ports.name_listeners(every)
+        own = membership.filter_listeners(rows, {unit.name}, await session.roots())
+        return tuple(row.socket for row in own), survey.reason
     if unit.control_group is None:
         return (), None
     pids = [process.id.pid for process in members]
@@ -167,7 +173,7 @@ async def _own_of_cgroup(
     scan = survey.sweep.holders_of(inodes)
     if inodes - survey.sweep.sockets:
         # Made here and held by others: by the manager for a .socket unit, or passed on.
-        scan = replace(Sweep().holders_of(inodes), complete=False)
+        scan = Sweep().holders_of(inodes)
     return await survey.join(own, scan), _missing_sockets(survey, scan)
 
 

@@ -7,7 +7,6 @@ namespaces are, who holds what) it reads when it is first needed, and once.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,8 +28,6 @@ from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.namespaces import ENTER_HINT, NamespaceCensus, NetworkNamespace
 
-log = logging.getLogger(__name__)
-
 Rows = tuple[SocketFacts, ...]
 
 MAX_FILTERED = 100
@@ -51,6 +48,7 @@ class Survey:
         self._partly: set[NetworkNamespace] = set()
         self._not_at_all: set[NetworkNamespace] = set()
         self._uncopied: str | None = None
+        self._unasked: dict[str, None] = {}
         self._unseen_pids: set[int] = set()
         self._unseen: dict[str, None] = {}
 
@@ -81,6 +79,11 @@ class Survey:
         if self._not_at_all:
             reasons.append(f"{_count(len(self._not_at_all))} may not be entered: {ENTER_HINT}")
         return "; ".join((*reasons, *self._unseen)) or None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the answers may lack for all that."""
+        return (*([self.reason] if self.reason else []), *self._unasked)
 
     @property
     def caveat(self) -> str | None:
@@ -145,9 +148,9 @@ class Survey:
         """
         below = f"{group}/"
         ids = {key for key, path in (self.ids or {}).items() if f"{path}/".startswith(below)}
-        few = tuple(sorted(ids)) if len(ids) <= MAX_FILTERED else ()
+        few = tuple(sorted(ids)) if self.ids is not None and len(ids) <= MAX_FILTERED else None
         rows = self.read(replace(wanted, cgroups=few))
-        if few and self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
+        if few is not None and self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
             rows = self.read(wanted)
         if self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
             rows += self.read_deeper(wanted)
@@ -204,7 +207,9 @@ class Survey:
             return await self._ask(name, joined)
         except SdtoolError as error:
             # The manager's own init.scope is then all that is known.
-            log.warning("what %s keeps a socket for is not known: %s", name, error)
+            self._unasked[f"what the manager {name} holds sockets for is not known: {error}"] = (
+                None
+            )
             return ManagersSockets(manager=name)
 
     async def _ask(self, name: str, joined: Sequence[Socket]) -> ManagersSockets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from sdtool.analysis import membership
+from sdtool.analysis import membership, ports
 from sdtool.analysis.cgroups import INIT_SCOPE, read_path
 from sdtool.analysis.membership import Census
 from sdtool.analysis.ownership import explain_no_owners, name_units_behind
@@ -14,6 +14,7 @@ from sdtool.host.asking import nothing_matches
 from sdtool.host.ports import own_sockets, read_listeners
 from sdtool.host.session import Session
 from sdtool.host.survey import Survey
+from sdtool.model.answer import Answer
 from sdtool.model.names import UNIT_TYPES, is_glob, unit_name
 from sdtool.model.process import ProcessFacts, ProcessOwner
 from sdtool.model.scope import Scope
@@ -26,7 +27,7 @@ from sdtool.sources.processes import read_user_name
 
 async def list_units(
     session: Session, patterns: Sequence[str], filters: ListFilter
-) -> tuple[ListedUnit, ...]:
+) -> Answer[ListedUnit]:
     """The units that the patterns and filters leave, with their processes and ports.
 
     Raises:
@@ -38,43 +39,51 @@ async def list_units(
     units = await manager.list_units(unit_patterns(patterns))
     if patterns and not units:
         raise nothing_matches(patterns)
-    census = await read_census(session, {})
+    census, notes = await read_census(session, {})
     wanted = [unit for unit in units if membership.wants(filters, unit)]
     user = read_user_name(os.getuid()) if session.scope is Scope.USER else None
-    return membership.list_units(wanted, census, session.scope, user)
+    rows = membership.list_units(wanted, census, session.scope, user)
+    return Answer(data=rows, notes=notes)
 
 
 async def read_census(
     session: Session, socket_units: Mapping[str, Sequence[SocketUnit]]
-) -> Census:
+) -> tuple[Census, tuple[str, ...]]:
     """Processes and ports of all units of the manager, and of those below it, in one sweep.
 
     Args:
         socket_units: Those of user managers, by the user@UID.service that runs each.
+
+    Returns:
+        The census, and what it may lack.
     """
     roots = await session.roots()
     top = roots.user or roots.system
     # A mount namespace of our own can show another hierarchy than the manager's.
     if not cgroups.exists(session.mount, f"{top.rstrip('/')}/{INIT_SCOPE}"):
         unseen = f"the cgroups mounted at {session.mount.path} are not those of the manager"
-        return membership.take_census(
+        none = membership.take_census(
             (), {}, (), roots, processes_reason=unseen, ports_reason=unseen
         )
+        return none, ()
     tree = cgroups.read_tree(session.mount, top)
     survey = Survey(session)
     listeners = await read_listeners(survey, managers=[session.scope])
     for manager, units in socket_units.items():
         behind = ManagersSockets(manager=manager, units=tuple(units))
         listeners = name_units_behind(listeners, behind)
-    return membership.take_census(
+    reason = explain_no_owners(listeners)
+    census = membership.take_census(
         tree.paths,
         tree.members,
         listeners,
         roots,
-        ports_reason=explain_no_owners(listeners),
+        ports_reason=reason,
         unseen=survey.unseen_pids,
         unseen_reason=f"its network namespace may not be entered: {ENTER_HINT}",
     )
+    doubt = None if reason else ports.explain_unowned(ports.name_listeners(listeners))
+    return census, (*([doubt] if doubt else []), *survey.notes)
 
 
 def unit_patterns(patterns: Sequence[str]) -> list[str]:

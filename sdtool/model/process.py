@@ -96,8 +96,8 @@ class Container:
     """The container that a cgroup path belongs to.
 
     Attributes:
-        runtime: docker, podman, crio, containerd, nspawn, lxc; kubepods where Kubernetes runs
-            it and the path does not tell with what.
+        runtime: docker, podman, crio, containerd, nspawn, lxc, qemu; kubepods where Kubernetes
+            runs it and the path does not tell with what.
         pod: The Kubernetes pod's uid.
     """
 

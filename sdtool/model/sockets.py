@@ -90,14 +90,14 @@ class Wanted:
     Attributes:
         protocols: tcp, mptcp, udp, unix.
         port: Only those with this local port; 0 for all.
-        cgroups: Only those made in one of these, by id; empty for all. AF_UNIX has no such id,
+        cgroups: Only those made in one of these, by id; None for all. AF_UNIX has no such id,
             and all of its sockets come.
     """
 
     protocols: tuple[str, ...] = ("tcp", "mptcp", "udp")
     which: Which = Which.ALL
     port: int = 0
-    cgroups: tuple[int, ...] = ()
+    cgroups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +110,7 @@ class SocketFacts:
         state: The kernel's name without TCP_; BOUND for bound and not listening, UNCONN for
             an unconnected UDP socket.
         inode: None when no process holds it (TIME_WAIT and other orphans).
+        uid: None when the kernel does not say (AF_UNIX before Linux 5.3).
         cookie: The kernel's own identity of the socket, 8 bytes as a number.
         cgroup_id: The cgroup that created it (not who holds it); None when the kernel does
             not say.
@@ -131,7 +132,7 @@ class SocketFacts:
     peer_port: int | None
     state: str
     inode: int | None
-    uid: int
+    uid: int | None
     cookie: int
     cgroup_id: int | None
     v6only: bool | None
@@ -203,6 +204,7 @@ class Socket:
         holders_complete: All processes were looked at, so there are no others.
         socket_unit: The .socket unit that listens on it.
         fd_store_unit: The service that its manager keeps it for.
+        behind_manager: Whose units these two are, as in ``Creator``.
         source: Who told of it.
     """
 
@@ -214,7 +216,7 @@ class Socket:
     path: str | None
     state: str
     inode: int | None
-    uid: int
+    uid: int | None
     v6only: bool | None
     netns: int | None
     netns_name: str | None
@@ -228,4 +230,5 @@ class Socket:
     holders_reason: str | None
     socket_unit: str | None
     fd_store_unit: str | None = None
+    behind_manager: str | None = None
     source: SocketSource = SocketSource.SOCK_DIAG

@@ -100,6 +100,7 @@ class UnitDetails:
         job_path: The object path of the job that is queued for it, None when there is none.
         collect_mode: CollectMode=; with "inactive" a unit that failed is not forgotten.
         triggered_by: The .socket, .path or .timer units that start it.
+        stored_descriptors: How many the manager keeps for it, in its fd store.
         stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
     """
 
@@ -110,6 +111,7 @@ class UnitDetails:
     job_path: str | None = None
     collect_mode: str | None = None
     triggered_by: tuple[str, ...] = ()
+    stored_descriptors: int = 0
     stops_along: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from sdtool.model.process import ProcessRef
@@ -69,8 +69,8 @@ class Descriptors:
         namespaces: Inode of a network namespace -> one of its descriptors for that.
     """
 
-    sockets: Mapping[int, int]
-    namespaces: Mapping[int, int]
+    sockets: dict[int, int]
+    namespaces: dict[int, int]
 
 
 def read_descriptors(pid: int) -> Descriptors | None:
@@ -78,26 +78,36 @@ def read_descriptors(pid: int) -> Descriptors | None:
 
     A process that is gone holds none.
     """
-    sockets: dict[int, int] = {}
-    namespaces: dict[int, int] = {}
+    held = Descriptors({}, {})
     try:
-        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for fd in os.listdir(directory):
-                with contextlib.suppress(FileNotFoundError):
-                    target = os.readlink(fd, dir_fd=directory)
-                    if target.startswith("socket:["):
-                        sockets[int(target[8:-1])] = int(fd)
-                    elif (inode := parse_netns(target)) is not None:
-                        namespaces[inode] = int(fd)
-        finally:
-            os.close(directory)
+        if not _note_descriptors(f"/proc/{pid}/fd", held):
+            # None at all: a kernel thread, or its main thread has ended and others go on.
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                if int(thread) != pid and _note_descriptors(f"/proc/{pid}/task/{thread}/fd", held):
+                    break
     except (FileNotFoundError, ProcessLookupError):
         if is_hidden(pid):
             return None
     except PermissionError:
         return None
-    return Descriptors(sockets, namespaces)
+    return held
+
+
+def _note_descriptors(path: str, held: Descriptors) -> bool:
+    """Read a table of descriptors; whether there is any in it."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        names = os.listdir(directory)
+        for fd in names:
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(fd, dir_fd=directory)
+                if target.startswith("socket:["):
+                    held.sockets[int(target[8:-1])] = int(fd)
+                elif (inode := parse_netns(target)) is not None:
+                    held.namespaces[inode] = int(fd)
+    finally:
+        os.close(directory)
+    return bool(names)
 
 
 def sees_all_descriptors() -> bool:
@@ -152,7 +162,8 @@ class Sweep:
         for pid, held in self._found.items():
             for inode in sorted(wanted & held.sockets.keys()):
                 process = read_process(pid)
-                if process is not None:
+                # Only now it is sure that the pid is still that of the process looked at.
+                if process is not None and _still_holds(pid, held.sockets[inode], inode):
                     ref = ProcessRef(pid=pid, comm=process.comm)
                     found.append((inode, ref, process.control_group))
         return HolderScan(
@@ -236,6 +247,20 @@ def _note_namespace(
     else:
         opened[netns] = fd
     return netns
+
+
+def _still_holds(pid: int, fd: int, inode: int) -> bool:
+    for path in (f"/proc/{pid}/fd/{fd}", *_thread_paths(pid, fd)):
+        with contextlib.suppress(OSError):
+            return os.readlink(path) == f"socket:[{inode}]"
+    return False
+
+
+def _thread_paths(pid: int, fd: int) -> Iterator[str]:
+    """Where a descriptor is to be seen when the main thread has ended."""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            yield f"/proc/{pid}/task/{thread}/fd/{fd}"
 
 
 def _look(pids: Iterable[int]) -> list[tuple[int, Descriptors | None]]:

@@ -176,6 +176,7 @@ def parse_details(unit: Unit, properties: Mapping[str, Any]) -> UnitDetails:
         job_path=parse_job(get("Job")),
         collect_mode=get("CollectMode") or None,
         triggered_by=tuple(get("TriggeredBy") or ()),
+        stored_descriptors=get("NFileDescriptorStore") or 0,
         stops_along=_join(properties, "RequiredBy", "BoundBy", "ConsistsOf"),
     )
 

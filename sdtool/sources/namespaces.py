@@ -156,10 +156,21 @@ def _read_links(proc: int, pids: Iterable[str]) -> dict[str | None, list[str]]:
         except PermissionError:
             found.setdefault(None, []).append(pid)
         except OSError:
-            continue  # it has ended
+            # It has ended, or its main thread has: then the others say where it is.
+            for link in _read_thread_links(pid):
+                found.setdefault(link, []).append(pid)
         else:
             found.setdefault(link, []).append(pid)
     return found
+
+
+def _read_thread_links(pid: str) -> set[str]:
+    links = set()
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                links.add(os.readlink(f"/proc/{pid}/task/{thread}/ns/net"))
+    return links
 
 
 def read_inode(path: str) -> int | None:
@@ -169,7 +180,8 @@ def read_inode(path: str) -> int | None:
     """
     for root in ("/proc/1/root", ""):
         with contextlib.suppress(OSError):
-            return os.stat(f"{root}{path}").st_ino
+            found = os.stat(f"{root}{path}")
+            return found.st_ino if _is_namespace(found, found.st_ino) else None
     return None
 
 
@@ -214,12 +226,13 @@ def look_into(
 
 
 def has_address(address: str) -> bool:
-    """Whether an address is a local one in this thread's network namespace.
+    """Whether an address is a local one in this thread's network namespace; a name never is.
 
     A socket is bound to it for a moment, on whatever port is free: the kernel knows best.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
+        socket.inet_pton(family, address)
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             probe.bind((address, 0))
     except OSError:
@@ -249,7 +262,12 @@ def _travel(
 
     # The thread ends where it is: a process's other threads never see the places it was in.
     thread = threading.Thread(target=travel, name="sdtool-netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        # No more threads for us (TasksMax=): then we may not go anywhere.
+        error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return [(namespace, error) for namespace in namespaces]
     thread.join()
     if failures:
         raise failures[0]
@@ -277,15 +295,27 @@ def _enter(namespace: NetworkNamespace) -> None:
 
 
 def _pass(door: str, inode: int | None) -> bool:
-    """Go through a door, if it still leads there: its process may have moved, or be another."""
-    fd = os.open(door, os.O_RDONLY | os.O_CLOEXEC)
+    """Go through a door, if it still leads there: its process may have moved, or be another.
+
+    It is opened in two steps: what the path leads to by now may be a FIFO, or a device.
+    """
+    place = os.open(door, os.O_PATH | os.O_CLOEXEC)
     try:
-        if os.fstat(fd).st_ino != inode:
+        if not _is_namespace(os.fstat(place), inode):
             return False
-        _setns(fd)
+        fd = os.open(f"/proc/thread-self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(fd)
+        finally:
+            os.close(fd)
         return True
     finally:
-        os.close(fd)
+        os.close(place)
+
+
+def _is_namespace(found: os.stat_result, inode: int | None) -> bool:
+    """Whether a file is that namespace: of the file system of namespaces, and of that inode."""
+    return (found.st_dev, found.st_ino) == (os.stat("/proc/thread-self/ns/net").st_dev, inode)
 
 
 def _setns(fd: int) -> None:

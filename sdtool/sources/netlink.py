@@ -9,6 +9,7 @@ Source: netlink(7), sock_diag(7), linux/netlink.h, linux/sock_diag.h.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -30,6 +31,8 @@ MAX_TRIES = 3
 ANSWER_S = 5.0
 # The kernel fills at most 32 KiB at a time; for a bigger one recv says that it was cut.
 BUFFER = 1 << 18
+
+_NUMBERS = itertools.count(1)
 
 
 def open_diag(flags: int = 0) -> socket.socket:
@@ -74,13 +77,15 @@ def dump(
 def _dump_once(body: bytes, netlink: socket.socket, request: int) -> list[bytes] | None:
     """One try; None when what came is not the whole."""
     rows: list[bytes] = []
-    flags = NLM_F_REQUEST | NLM_F_DUMP
-    header = NLMSGHDR.pack(NLMSGHDR.size + len(body), request, flags, 1, 0)
+    flags, number = NLM_F_REQUEST | NLM_F_DUMP, next(_NUMBERS)
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(body), request, flags, number, 0)
     whole = True
     netlink.settimeout(ANSWER_S)
     netlink.sendto(header + body, (0, 0))
     while True:
         data, _, flags, _ = netlink.recvmsg(BUFFER)
+        if _number_of(data) != number:
+            continue  # the rest of an earlier answer that was given up
         # Read on to the end all the same: the next question has to find nothing of this one.
         whole = whole and not flags & socket.MSG_TRUNC
         for kind, marks, payload in parse_messages(data):
@@ -89,6 +94,11 @@ def _dump_once(body: bytes, netlink: socket.socket, request: int) -> list[bytes]
                 _raise_errno(payload)
                 return rows if whole else None
             rows.append(payload)
+
+
+def _number_of(data: bytes) -> int | None:
+    """The number of the question that a datagram answers; None when it is too short for one."""
+    return NLMSGHDR.unpack_from(data)[3] if len(data) >= NLMSGHDR.size else None
 
 
 def _raise_errno(payload: bytes) -> None:

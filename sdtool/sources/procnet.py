@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from sdtool.model.sockets import SocketFacts, SocketSource, Wanted
 from sdtool.sources.sockets import (
     SOCKET_TYPES,
+    STATES,
     TIMER_TIME_WAIT,
     by_address,
     state_name,
@@ -47,9 +48,10 @@ def read_sockets(
 def _read_of(pid: int | str, wanted: Wanted, netns: int | None) -> Iterator[SocketFacts]:
     for protocol in wanted.protocols:
         for name, family in FILES.get(protocol, ()):
-            yield from parse_inet(
-                _read(f"/proc/{pid}/net/{name}"), protocol, family, wanted, netns
-            )
+            data = _read(f"/proc/{pid}/net/{name}")
+            yield from parse_inet(data, protocol, family, wanted, netns)
+    # A process that is gone has no files at all: it may have left while they were read.
+    os.stat(f"/proc/{pid}/net/tcp")
 
 
 def _read(path: str) -> bytes:
@@ -58,9 +60,6 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        # Not a word about tcp means that the process has gone.
-        if path.endswith("/tcp"):
-            raise
         return b""
 
 
@@ -71,10 +70,12 @@ def parse_inet(
     for line in data.split(b"\n")[1:]:
         fields = line.split()
         try:
+            number = int(fields[3], 16)
             row = _parse_inet_line(fields, protocol, family, netns)
         except (ValueError, IndexError, OSError):
             continue
-        number = int(fields[3], 16)
+        if not 0 < number < len(STATES):
+            continue
         if not 1 << number & states_of(wanted.which, protocol):
             continue
         if wanted.port in (0, row.port):

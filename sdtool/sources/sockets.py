@@ -178,7 +178,7 @@ def read_inodes() -> frozenset[int]:
 
 def _is_wanted(row: SocketFacts, wanted: Wanted) -> bool:
     """The kernel does not apply its filter to rows that are bound and inactive."""
-    if wanted.cgroups and row.cgroup_id not in wanted.cgroups:
+    if wanted.cgroups is not None and row.cgroup_id not in wanted.cgroups:
         return False
     return wanted.port in (0, row.port)
 
@@ -193,8 +193,10 @@ def fits(row: SocketFacts, wanted: Wanted) -> bool:
 
 
 def _queries(wanted: Wanted) -> Iterator[Query]:
-    groups = wanted.cgroups
-    chunks = [groups[at : at + MAX_CGROUPS] for at in range(0, len(groups), MAX_CGROUPS)] or [()]
+    groups = wanted.cgroups or ()
+    chunks = [groups[at : at + MAX_CGROUPS] for at in range(0, len(groups), MAX_CGROUPS)]
+    if wanted.cgroups is None:
+        chunks = [()]
     for protocol in wanted.protocols:
         if protocol not in PROTOCOLS:
             continue
@@ -318,6 +320,7 @@ def parse_unix_message(data: bytes, netns: int | None) -> SocketFacts:
     """Read a struct unix_diag_msg with its attributes; the kernel tells no creator of these."""
     _, kind, state, _, inode, cookie = UNIX_MESSAGE.unpack_from(data)
     attributes = parse_attributes(data[UNIX_MESSAGE.size :])
+    uid = attributes.get(UNIX_DIAG_UID)
     return SocketFacts(
         family="unix",
         protocol="unix",
@@ -329,7 +332,7 @@ def parse_unix_message(data: bytes, netns: int | None) -> SocketFacts:
         peer_port=None,
         state=state_name("unix", state),
         inode=inode or None,
-        uid=int.from_bytes(attributes.get(UNIX_DIAG_UID, b""), sys.byteorder),
+        uid=int.from_bytes(uid, sys.byteorder) if uid else None,
         cookie=int.from_bytes(cookie, sys.byteorder),
         cgroup_id=None,
         v6only=None,

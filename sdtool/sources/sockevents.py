@@ -60,6 +60,7 @@ class SocketObserver:
             looks = look_into(places, lambda: self._arm_here(wanted))
         except (OSError, Unavailable) as error:
             self.close()
+            self.listeners = ()
             self.available = False
             self.reason = f"no destroy notifications: {error}"
             return frozenset()

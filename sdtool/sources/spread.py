@@ -42,9 +42,15 @@ def spread(items: Sequence[A], work: Callable[[Sequence[A]], T]) -> list[T]:
         except BaseException as error:
             failures.append(error)
 
-    helpers = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(1, len(parts))]
-    for helper in helpers:
-        helper.start()
+    helpers = []
+    for index in range(1, len(parts)):
+        helper = threading.Thread(target=run, args=(index,), daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:
+            run(index)  # no more threads for us (TasksMax=)
+        else:
+            helpers.append(helper)
     run(0)
     for helper in helpers:
         helper.join()

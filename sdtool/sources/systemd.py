@@ -408,19 +408,22 @@ class Manager:
         """Every service for which the manager keeps descriptors, with the sockets among them."""
         names = [unit.name for unit in await self.list_units(["*.service"])]
         values = await self.read_properties(names, [("Service", "NFileDescriptorStore")])
-        return tuple(
-            [
-                FdStore(unit=name, inodes=await self._read_fd_store(name))
-                for name, found in values.items()
-                if found.get("NFileDescriptorStore")
-            ]
-        )
+        filled = [name for name, found in values.items() if found.get("NFileDescriptorStore")]
+        stores = []
+        for name in filled:
+            with contextlib.suppress(NoSuchUnit):
+                stores.append(FdStore(unit=name, inodes=await self._read_fd_store(name)))
+        return tuple(stores)
 
     async def _read_fd_store(self, name: str) -> frozenset[int] | None:
-        """The inodes in a fd store; None where the manager cannot tell (before systemd 254)."""
+        """The inodes in a fd store; None where the manager cannot tell (before systemd 254).
+
+        Raises:
+            NoSuchUnit: The unit has gone meanwhile.
+        """
         try:
             (rows,) = await self._ask("DumpUnitFileDescriptorStore", "s", [name], subject=name)
-        except (NoSuchUnit, NotApplicable, BusError) as error:
+        except (NotApplicable, BusError) as error:
             log.debug("the fd store of %s: %s", name, error)
             return None
         return parse_fd_store(rows)

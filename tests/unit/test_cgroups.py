@@ -118,6 +118,12 @@ def test_any_path_is_read(path: str) -> None:
             Container(runtime="nspawn", id="box"),
         ),
         ("/machine.slice/machine-box.scope", Container(runtime="nspawn", id="box")),
+        (
+            r"/machine.slice/machine-qemu\x2d1\x2dvm.scope",
+            Container(runtime="qemu", id=r"qemu\x2d1\x2dvm"),
+        ),
+        (f"/system.slice/my-docker-{HEX}.scope", None),
+        (f"/system.slice/docker-{HEX}.scope.service", None),
     ],
 )
 def test_container_is_told_by_its_path(path: str, expected: Container | None) -> None:

@@ -27,8 +27,9 @@ class Door(socket.socket):
         self.tries = list(tries)
         self.asked = 0
 
-    def sendto(self, *_: object) -> int:  # type: ignore[override]
-        """The question: from now on its replies come."""
+    def sendto(self, data: bytes, *_: object) -> int:  # type: ignore[override]
+        """The question: from now on its replies come, with its number."""
+        self.number = NLMSGHDR.unpack_from(data)[3]
         self.replies = iter(self.tries[self.asked])
         self.asked += 1
         return 0
@@ -38,7 +39,13 @@ class Door(socket.socket):
         reply = next(self.replies)
         if isinstance(reply, OSError):
             raise reply
-        return reply[0], [], reply[1], None
+        return renumbered(reply[0], self.number), [], reply[1], None
+
+
+def renumbered(data: bytes, number: int) -> bytes:
+    """A datagram as the answer to another question; only its first message is looked at."""
+    length, kind, flags, _, port = NLMSGHDR.unpack_from(data)
+    return NLMSGHDR.pack(length, kind, flags, number, port) + data[NLMSGHDR.size :]
 
 
 def interrupted(data: bytes) -> bytes:
