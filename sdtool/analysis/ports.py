@@ -21,13 +21,8 @@ from sdtool.model.ports import (
     Via,
 )
 from sdtool.model.process import Container
-from sdtool.model.sockets import Creator, Holder, Socket, SocketFacts
+from sdtool.model.sockets import Creator, Holder, Socket, owns_port
 from sdtool.model.unit import Unit
-
-
-def owns(row: SocketFacts | Socket) -> bool:
-    """Whether a socket in this state owns its local port: a connection accepted on it does not."""
-    return row.protocol == "udp" or row.state in ("LISTEN", "BOUND")
 
 
 def judge_port(
@@ -73,7 +68,7 @@ def port_protocol(socket: Socket) -> str:
 def _judge_protocol(
     port: int, protocol: str, sockets: Sequence[Socket], reason: str | None
 ) -> PortOwnership:
-    taken = [socket for socket in sockets if owns(socket)]
+    taken = [socket for socket in sockets if owns_port(socket)]
     owners = tuple(dict.fromkeys(owner for socket in taken for owner in socket_owners(socket)))
     blocked: tuple[PortBlock, ...] = ()
     hint: str | None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sdtool.analysis.cgroups import read_container
-from sdtool.analysis.ports import owns, port_protocol, socket_owners
+from sdtool.analysis.ports import port_protocol, socket_owners
 from sdtool.model.ports import PortOwner, PortOwnership, PublishedPort
-from sdtool.model.sockets import Socket
+from sdtool.model.sockets import Socket, owns_port
 
 DOCKER_PROXY = "docker-proxy"
 REWRITTEN = (
@@ -94,7 +94,7 @@ def _name_target(owner: PortOwner, targets: Targets) -> PortOwner:
     answering = {
         (found.unit, found.container)
         for socket in sockets
-        if owns(socket) and _answers(socket, target)
+        if owns_port(socket) and _answers(socket, target)
         for found in socket_owners(socket)
     }
     # Of several nobody can say which one is meant.

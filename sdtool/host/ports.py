@@ -13,7 +13,7 @@ from sdtool.host.survey import Survey
 from sdtool.model.answer import Answer
 from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVerdict
 from sdtool.model.process import ProcessFacts
-from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted, Which
+from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted, Which, owns_port
 from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.descriptors import Sweep
@@ -66,7 +66,7 @@ def _scan_likely_holders(
     The full look is needed when a creator is gone, is a manager (socket activation) or is no
     unit, and when a socket is held by none of its creator's processes.
     """
-    inodes = {row.inode for row in rows if row.inode and ports.owns(row)}
+    inodes = {row.inode for row in rows if row.inode and owns_port(row)}
     if not inodes:
         return HolderScan(complete=True)
     ids = survey.ids or {}

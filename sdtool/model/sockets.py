@@ -145,6 +145,17 @@ class SocketFacts:
     source: SocketSource = SocketSource.SOCK_DIAG
 
 
+def owns_port(row: SocketFacts | Socket) -> bool:
+    """Whether a socket in this state owns its local port: a connection accepted on it does not."""
+    return row.protocol == "udp" or row.state in ("LISTEN", "BOUND")
+
+
+def is_listening(row: SocketFacts | Socket) -> bool:
+    """Whether it takes connections or datagrams from anybody who knows its address."""
+    named = row.family != "unix" or row.path is not None
+    return named and row.state in ("LISTEN", "UNCONN")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creator:
     """The cgroup that a socket was created in.

@@ -9,9 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdtool.analysis.ports import owns
 from sdtool.model.process import Disposition, Process, Role
-from sdtool.model.sockets import Socket
+from sdtool.model.sockets import Socket, is_listening, owns_port
 from sdtool.model.stop import INFINITY, StopPolicy
 from sdtool.model.unit import Trace
 from sdtool.render.plain import address, clean, count, duration, namespace, size
@@ -188,9 +187,7 @@ def _sockets(trace: Trace) -> RenderableType:
 
 def _is_open(socket: Socket) -> bool:
     """Whether others can come in by it."""
-    if socket.family == "unix":
-        return socket.path is not None and socket.state in ("LISTEN", "UNCONN")
-    return owns(socket)
+    return is_listening(socket) or owns_port(socket)
 
 
 def _address(socket: Socket) -> str:

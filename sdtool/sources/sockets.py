@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted, Which
+from sdtool.model.sockets import SocketFacts, Wanted, Which, is_listening, owns_port
 from sdtool.sources.netlink import (
     SOCK_DIAG_BY_FAMILY,
     TCPDIAG_GETSOCK,
@@ -187,9 +187,9 @@ def fits(row: SocketFacts, wanted: Wanted) -> bool:
     """Whether a socket is one of those wanted, wherever it was made."""
     if row.protocol not in wanted.protocols or wanted.port not in (0, row.port):
         return False
-    owning = row.protocol == "udp" or row.state in ("LISTEN", "BOUND")
-    listening = row.state in ("LISTEN", "UNCONN")
-    return {Which.ALL: True, Which.OWNING: owning, Which.LISTENING: listening}[wanted.which]
+    if wanted.which is Which.LISTENING:
+        return is_listening(row)
+    return wanted.which is Which.ALL or owns_port(row)
 
 
 def _queries(wanted: Wanted) -> Iterator[Query]:

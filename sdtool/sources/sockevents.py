@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted, Which
+from sdtool.model.sockets import SocketFacts, Wanted, Which, is_listening
 from sdtool.model.stop import Event, EventKind, EventSource
 from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
@@ -72,8 +72,7 @@ class SocketObserver:
         listening = [
             row
             for row in rows
-            if row.state in ("LISTEN", "UNCONN")
-            and (row.protocol != "mptcp" or row.inode not in parts)
+            if is_listening(row) and (row.protocol != "mptcp" or row.inode not in parts)
         ]
         self.listeners += tuple(listening)
         self._by_cookie.update((row.cookie, row) for row in listening)

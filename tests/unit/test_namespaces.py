@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.sources.mounts import Mount, parse_mounts
-from sdtool.sources.namespaces import NetworkNamespace, look_into, read_namespaces
+from sdtool.sources.namespaces import (
+    NetworkNamespace,
+    has_address,
+    look_into,
+    read_namespaces,
+)
 from sdtool.sources.processes import parse_netns, read_netns
 from tests.unit.make import captured
 
@@ -76,3 +83,31 @@ def test_namespace_without_a_door_is_closed() -> None:
     """Other users' processes: that there is one is known, and that we may not go there."""
     ((_, error),) = look_into([NetworkNamespace(None, pids=(1,))], lambda: 1)
     assert isinstance(error, PermissionError)
+
+
+@pytest.mark.parametrize("door", ["/proc/self/fd/{}", "/proc/self/exe"])
+def test_door_to_anything_else_is_not_opened(door: str) -> None:
+    """A FIFO would have us wait for ever: it is looked at before it is opened."""
+    reader, writer = os.pipe()
+    try:
+        path = door.format(reader)
+        there = NetworkNamespace(Path(path).stat().st_ino, doors=(path,))
+        assert [] == look_into([there], lambda: 1)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("192.0.2.1", False),
+        ("localhost", False),
+        ("é" * 90, False),
+        ("", False),
+    ],
+)
+def test_address_is_local_or_not(address: str, expected: bool) -> None:
+    """A name is no address, and is not looked up."""
+    assert expected == has_address(address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,6 +152,7 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("Datagram", "127.0.0.1:80"), {"protocol": "udp", "type": "dgram"}, True),
         (("Stream", "[::]:80"), {"family": "inet6", "address": "::"}, True),
         (("Stream", "[fe80::1%eth0]:80"), {"family": "inet6", "address": "fe80::1"}, True),
+        (("Stream", "[fe80::1]:80%eth0"), {"family": "inet6", "address": "fe80::1"}, True),
         (("Stream", "/run/web.sock"), {}, False),
         (("Stream", "@abstract"), {}, False),
         (("Stream", "/run/web.sock"), {"family": "unix", "path": "/run/web.sock"}, True),
@@ -219,6 +222,33 @@ def test_fd_store_is_named_where_it_is_certain(
     assert expected == found.fd_store_unit
     door = (expected, Via.FD_STORE) if expected else ("init.scope", Via.HOLDER)
     assert [door] == owners(found)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"family": "unix", "protocol": "unix", "path": "/run/systemd/private"},
+        {"state": "ESTABLISHED", "peer_address": "10.0.0.1", "peer_port": 9},
+    ],
+)
+def test_fd_store_is_no_guess(fields: dict[str, object]) -> None:
+    """A manager has sockets of its own, and keeps the connections of Accept=yes."""
+    kept = (FdStore(unit="a.service", inodes=None),)
+    found = behind(joined(row(cgroup_id=99, **fields), scan((500, 1, INIT))), stores=kept)
+    assert (None, None) == (found.fd_store_unit, found.behind_manager)
+
+
+@pytest.mark.parametrize(
+    ("path", "elsewhere", "expected"),
+    [(None, False, "web.socket"), (None, True, None), ("/run/netns/x", False, None)],
+)
+def test_socket_unit_of_an_unknown_namespace_is_here_or_nowhere(
+    path: str | None, elsewhere: bool, expected: str | None
+) -> None:
+    """Where the manager is hidden it is taken to be where we are; a lost mount is nowhere."""
+    made = joined(row(cgroup_id=8, elsewhere=elsewhere), scan((500, 1, INIT)))
+    unit = replace(listening("web.socket"), namespace_path=path)
+    assert expected == behind(made, unit).socket_unit
 
 
 def test_manager_is_asked_about_what_it_holds() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sdtool.analysis.ports import doubt_unfound, judge_port, name_listeners, owns
+from sdtool.analysis.ports import doubt_unfound, judge_port, name_listeners
 from sdtool.model.ports import PortSpec, PortVerdict
-from sdtool.model.sockets import Holder
+from sdtool.model.sockets import Holder, owns_port
 from sdtool.model.unit import Unit
 from tests.unit.make import GROUP, UNIT, joined, row, scan, socket, unit
 
@@ -25,7 +25,7 @@ from tests.unit.make import GROUP, UNIT, joined, row, scan, socket, unit
 )
 def test_accepted_connection_owns_no_port(protocol: str, state: str, expected: bool) -> None:
     """Only who listens, or has bound it, does."""
-    assert expected == owns(row(protocol=protocol, state=state))
+    assert expected == owns_port(row(protocol=protocol, state=state))
 
 
 def test_port_with_a_holder_is_owned() -> None:

@@ -80,4 +80,16 @@ def test_damaged_line_harms_no_other(at: int, junk: bytes) -> None:
 
 def test_process_that_is_gone_tells_nothing() -> None:
     """None: nobody looked; an empty answer would say that there is no socket."""
-    assert read_sockets([2**22 + 1], Wanted(), None) is None
+    for protocols in (("tcp",), ("udp",), ("unix",)):
+        assert read_sockets([2**22 + 1], Wanted(protocols=protocols), None) is None
+
+
+def test_process_that_is_there_tells_for_one_that_is_gone() -> None:
+    """They are of one namespace: any of them will do."""
+    assert read_sockets([2**22 + 1, "self"], Wanted(), None) is not None
+
+
+@given(st.text("0123456789ABCDEF:- ", max_size=160))
+def test_any_line_like_text_is_read(text: str) -> None:
+    """Nearly right, and wrong: negative states, numbers that are too large."""
+    list(parse_inet(b"head\n" + text.encode(), "tcp", "inet", Wanted(), None))

@@ -51,6 +51,8 @@ INSIDE = listener(20, "web", f"docker-{HEX}.scope", address="0.0.0.0", port=8080
         (("docker-proxy", "-container-ip", "172.17.0.2", "-container-port", "no"), None),
         (("docker-proxy", "-container-ip", "::2", "-container-port", "70000"), None),
         (("docker-proxy", "-container-ip", "::2", "-container-port", "-1"), None),
+        (("docker-proxy", "-container-ip", "é" * 90, "-container-port", "80"), None),
+        (("docker-proxy", "-container-ip", "localhost", "-container-port", "80"), None),
     ],
 )
 def test_command_line_of_the_proxy_is_read(argv: Sequence[str], expected: Target | None) -> None:
