@@ -181,19 +181,35 @@ def _managers_of(socket: Socket) -> list[str]:
 
 def name_units_behind(sockets: Iterable[Socket], behind: ManagersSockets) -> tuple[Socket, ...]:
     """The sockets, those of a manager with the .socket or the fd store that they are for."""
-    return tuple(_name_unit_behind(socket, behind) for socket in sockets)
+    return tuple(_name_unit_behind(_mark_manager(socket, behind), behind) for socket in sockets)
+
+
+def _mark_manager(socket: Socket, behind: ManagersSockets) -> Socket:
+    """The socket, with the manager itself told from what else runs in its init.scope."""
+    if socket.holders is None or behind.pid not in {holder.pid for holder in socket.holders}:
+        return socket
+    marked = (
+        replace(holder, is_manager=True)
+        if (holder.pid, holder.manager) == (behind.pid, behind.manager)
+        else holder
+        for holder in socket.holders
+    )
+    return replace(socket, holders=tuple(marked))
 
 
 def _name_unit_behind(socket: Socket, behind: ManagersSockets) -> Socket:
-    if socket.socket_unit is not None or behind.manager not in _managers_of(socket):
+    if socket.socket_unit is not None or not _is_of_manager(socket, behind.manager):
         return socket
+    stored = [store.unit for store in behind.stores if socket.inode in (store.inodes or ())]
     listening = [unit.name for unit in behind.units if _is_of(socket, unit)]
+    if stored:
+        return replace(socket, fd_store_unit=stored[0], behind_manager=behind.manager)
     if listening:
         # Of two with one address the kernel lets only SO_REUSEPORT through: then nobody can say.
         if len(listening) > 1:
             return socket
         return replace(socket, socket_unit=listening[0], behind_manager=behind.manager)
-    store = _find_store(socket, behind)
+    store = _find_only_store(socket, behind)
     if store is None:
         return socket
     return replace(socket, fd_store_unit=store, behind_manager=behind.manager)
@@ -208,18 +224,16 @@ def _is_of(socket: Socket, unit: SocketUnit) -> bool:
     return here and any(listens_on(listen, socket) for listen in unit.listens)
 
 
-def _find_store(socket: Socket, behind: ManagersSockets) -> str | None:
-    """The service whose fd store it is in, where that is certain."""
-    if not is_unexplained(socket, behind.manager):
+def _find_only_store(socket: Socket, behind: ManagersSockets) -> str | None:
+    """The service whose fd store it must be in, where the manager does not tell them.
+
+    Before systemd 254 nobody tells. A manager has no use of its own for a port, and accepted
+    connections aside holds one for a .socket or in a store: the only store is then the one.
+    """
+    told = [store for store in behind.stores if store.inodes is not None]
+    if told or len(behind.stores) != 1 or not _has_port_alone(socket):
         return None
-    for store in behind.stores:
-        if store.inodes is not None and socket.inode in store.inodes:
-            return store.unit
-    # Before systemd 254 nobody tells. A manager has no use of its own for a port, and accepted
-    # connections aside holds one for a .socket or in a store: the only store is then the one.
-    if all(store.inodes is None for store in behind.stores) and _has_port_alone(socket):
-        return behind.stores[0].unit if len(behind.stores) == 1 else None
-    return None
+    return behind.stores[0].unit if _is_held_by(socket, behind.manager) else None
 
 
 def _has_port_alone(socket: Socket) -> bool:
@@ -227,14 +241,53 @@ def _has_port_alone(socket: Socket) -> bool:
     return socket.family != "unix" and socket.peer is None
 
 
-def is_unexplained(socket: Socket, manager: str) -> bool:
-    """Whether a manager holds the socket for no .socket unit: for a fd store, then."""
-    return socket.socket_unit is None and _is_held_by(socket, manager)
+def may_be_stored(socket: Socket, manager: str) -> bool:
+    """Whether a manager holds what it did not make for a .socket unit: in a fd store, then."""
+    if not _is_held_by(socket, manager):
+        return False
+    made_for_socket = socket.creator is not None and (
+        socket.creator.unit == INIT_SCOPE or (socket.creator.unit or "").endswith(".socket")
+    )
+    return not made_for_socket or socket.socket_unit is None
+
+
+def is_unexplained(socket: Socket) -> bool:
+    """Whether a manager holds the socket, and nobody knows what for."""
+    if socket.socket_unit is not None or socket.fd_store_unit is not None:
+        return False
+    return any(holder.is_manager for holder in socket.holders or ())
+
+
+def _is_of_manager(socket: Socket, manager: str) -> bool:
+    """Whether a manager holds the socket; where holders are hidden, whether it made it."""
+    if socket.holders is not None:
+        return _is_held_by(socket, manager)
+    creator = socket.creator
+    return creator is not None and (creator.manager, creator.unit) == (manager, INIT_SCOPE)
 
 
 def _is_held_by(socket: Socket, manager: str) -> bool:
-    whose = ((holder.manager, holder.unit) for holder in socket.holders or ())
-    return (manager, INIT_SCOPE) in whose
+    return any(holder.is_manager and holder.manager == manager for holder in socket.holders or ())
+
+
+def doubt_kernel(sockets: Iterable[Socket]) -> tuple[Socket, ...]:
+    """The sockets, where processes outside every unit could have made what nobody holds.
+
+    A socket on its way between processes is held by none, like the kernel's own.
+    """
+    why = "no process holds it: it is the kernel's own, or on its way from one to another"
+    return tuple(
+        replace(socket, holders=None, holders_complete=False, holders_reason=why)
+        if is_rootless(socket)
+        else socket
+        for socket in sockets
+    )
+
+
+def is_rootless(socket: Socket) -> bool:
+    """Whether nobody holds a socket that was made outside every unit: the kernel's own."""
+    in_root = socket.creator is not None and socket.creator.control_group == "/"
+    return socket.inode is not None and socket.holders == () and in_root
 
 
 def listens_on(listen: ListenAddress, socket: Socket) -> bool:

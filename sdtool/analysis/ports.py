@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from sdtool.analysis.cgroups import INIT_SCOPE
+from sdtool.analysis.ownership import is_rootless, is_unexplained
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import Unavailable
 from sdtool.model.ports import (
@@ -112,7 +113,7 @@ def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
         )
     if socket.holders == () and socket.holders_complete:
         return _kernels(socket)
-    if socket.creator is not None:
+    if socket.creator is not None and (socket.creator.unit or socket.creator.container):
         unit, via = _door(socket, socket.creator)
         return (
             PortOwner(
@@ -129,17 +130,17 @@ def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
 
 def _kernels(socket: Socket) -> tuple[PortOwner, ...]:
     """The kernel as the owner of what it made itself: VXLAN, WireGuard, nfsd."""
-    in_root = socket.creator is not None and socket.creator.control_group == "/"
-    if socket.inode is None or not in_root:
+    if not is_rootless(socket):
         return ()
     return (PortOwner(unit=None, manager=None, via=Via.KERNEL, holders=(), socket=socket),)
 
 
 def _door(socket: Socket, one: Creator | Holder) -> tuple[str | None, Via]:
     """What a process, or a cgroup, has the socket for."""
-    if socket.socket_unit is not None and one.unit in (INIT_SCOPE, socket.socket_unit):
+    managers = one.is_manager if isinstance(one, Holder) else one.unit == INIT_SCOPE
+    if socket.socket_unit is not None and (managers or one.unit == socket.socket_unit):
         return socket.socket_unit, Via.SOCKET_UNIT
-    if socket.fd_store_unit is not None and one.unit == INIT_SCOPE:
+    if socket.fd_store_unit is not None and managers:
         return socket.fd_store_unit, Via.FD_STORE
     return one.unit, Via.HOLDER
 
@@ -150,10 +151,22 @@ def _owned_hint(taken: Sequence[Socket]) -> str | None:
 
 
 def _unknown_hint(taken: Sequence[Socket]) -> str:
-    reasons = (reason for s in taken for reason in (s.creator_reason, s.holders_reason) if reason)
+    reasons = (
+        reason
+        for s in taken
+        for reason in (_created_outside(s), s.creator_reason, s.holders_reason)
+        if reason
+    )
     return "; ".join(dict.fromkeys(reasons)) or (
         "no process holds it: it may be on its way from one to another (unix(7), SCM_RIGHTS)"
     )
+
+
+def _created_outside(socket: Socket) -> str | None:
+    creator = socket.creator
+    if creator is None or creator.unit is not None:
+        return None
+    return f"it was created outside every unit (in cgroup {creator.control_group})"
 
 
 def _block(socket: Socket) -> PortBlock:
@@ -224,14 +237,28 @@ def doubt_unfound(
         rows: All listening sockets; one without an owner may be any unit's that can have one.
         reason: Why there may be more of them; None when there are not.
     """
+    rows = tuple(rows)
     why = explain_unowned(rows) or reason
-    if why is None:
-        return ()
-    return tuple(
-        Unavailable(f"Whether {unit.name} listens is not known: {why}.", subject=unit.name)
+    behind = _explain_unexplained(rows)
+    doubtful = (
+        (unit, (behind if unit.unit_type == "socket" else None) or why)
         for unit in units
         if unit.name not in found and _can_listen(unit)
     )
+    return tuple(
+        Unavailable(f"Whether {unit.name} listens is not known: {doubt}.", subject=unit.name)
+        for unit, doubt in doubtful
+        if doubt is not None
+    )
+
+
+def _explain_unexplained(rows: Iterable[ListeningSocket]) -> str | None:
+    """That managers hold sockets for units that are not known; None when all are known."""
+    unknown = {row.socket for row in rows if is_unexplained(row.socket)}
+    if not unknown:
+        return None
+    many = "1 socket" if len(unknown) == 1 else f"{len(unknown)} sockets"
+    return f"which unit its manager holds {many} for is not known"
 
 
 def _can_listen(unit: Unit) -> bool:

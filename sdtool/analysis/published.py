@@ -7,6 +7,7 @@ Other runtimes rewrite addresses in the kernel alone (DNAT): then there is no so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -53,20 +54,24 @@ def parse_proxy(argv: Sequence[str]) -> Target | None:
     options = {name.lstrip("-"): value for name, value in pairs if name.startswith("-")}
     address, port = options.get("container-ip", ""), options.get("container-port", "")
     protocol = options.get("proto", "tcp")
-    if not _is_address(address) or not port.isdecimal() or not 0 < int(port) < 65536:
+    if (
+        not _is_address(address)
+        or not re.fullmatch("[0-9]{1,5}", port)
+        or not 0 < int(port) < 65536
+    ):
         return None
     return Target(address, int(port), protocol) if protocol in ("tcp", "udp") else None
 
 
 def _is_address(text: str) -> bool:
-    """Whether a word is an address: it is anybody's choice, and a name would be looked up."""
+    """Whether a word is another machine's address: it is anybody's choice, and could be a name."""
     from ipaddress import ip_address  # 4 ms that only a proxy costs
 
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
         return False
-    return True
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast)
 
 
 def name_published(answer: PortOwnership, targets: Targets) -> PortOwnership:

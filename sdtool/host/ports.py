@@ -22,13 +22,23 @@ PROTOCOLS = {"tcp": ("tcp", "mptcp"), "udp": ("udp",), None: ("tcp", "mptcp", "u
 
 
 async def own_ports(session: Session, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
-    """Who owns each port; the namespaces and cgroups are read once for all of them."""
+    """Who owns each port, each asked about once.
+
+    Each is looked for anew: a manager that is asked about the one before may take its time, and
+    what was read until then be no longer true.
+    """
+    answers = await ask_each(dict.fromkeys(specs), lambda spec: _own_port(session, spec))
+    notes = dict.fromkeys(note for answer in answers.data for note in answer.notes)
+    found = tuple(entry for answer in answers.data for entry in answer.data)
+    return Answer(data=found, errors=answers.errors, notes=tuple(notes))
+
+
+async def _own_port(session: Session, spec: PortSpec) -> Answer[PortOwnership]:
     survey = Survey(session)
-    answers = await ask_each(specs, lambda spec: _own_port(session, survey, spec))
-    found = tuple(entry for entries in answers.data for entry in entries)
+    found = await _look_for_owners(session, survey, spec)
     targets = await _read_targets(survey, published.proxies_of(found))
     named = tuple(published.name_published(entry, targets) for entry in found)
-    return Answer(data=named, errors=answers.errors, notes=survey.notes)
+    return Answer(data=named, notes=survey.unasked)
 
 
 async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Targets:
@@ -44,7 +54,9 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
     return targets
 
 
-async def _own_port(session: Session, survey: Survey, spec: PortSpec) -> tuple[PortOwnership, ...]:
+async def _look_for_owners(
+    session: Session, survey: Survey, spec: PortSpec
+) -> tuple[PortOwnership, ...]:
     wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
     rows = survey.read(replace(wanted, which=Which.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
@@ -178,9 +190,10 @@ async def _own_of_cgroup(
 
 
 def _missing_sockets(survey: Survey, scan: HolderScan) -> str | None:
+    reasons = [survey.reason] if survey.reason else []
     if scan.reason:
-        return f"sockets passed to it from outside are not shown: {scan.reason}"
-    return survey.reason
+        reasons.append(f"sockets passed to it from outside are not shown: {scan.reason}")
+    return "; ".join(reasons) or None
 
 
 def _inodes(rows: Sequence[SocketFacts]) -> frozenset[int]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cached_property
 
 from sdtool.analysis import ownership
-from sdtool.analysis.cgroups import INIT_SCOPE
 from sdtool.errors import SdtoolError, Unavailable
 from sdtool.host.session import Session
 from sdtool.model.sockets import (
@@ -27,6 +26,7 @@ from sdtool.model.sockets import (
 from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.namespaces import ENTER_HINT, NamespaceCensus, NetworkNamespace
+from sdtool.sources.reach import read_manager_pid
 
 Rows = tuple[SocketFacts, ...]
 
@@ -78,17 +78,26 @@ class Survey:
             reasons.append(f"in {where} only what /proc/PID/net shows was seen: {ENTER_HINT}")
         if self._not_at_all:
             reasons.append(f"{_count(len(self._not_at_all))} may not be entered: {ENTER_HINT}")
+        if self._uncopied:
+            reasons.append(
+                f"sockets that the kernel does not list are closed to us: {self._uncopied}"
+            )
         return "; ".join((*reasons, *self._unseen)) or None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the answers may lack for all that."""
-        return (*([self.reason] if self.reason else []), *self._unasked)
+        return (*([self.reason] if self.reason else []), *self.unasked)
+
+    @property
+    def unasked(self) -> tuple[str, ...]:
+        """Which managers did not tell what they hold sockets for."""
+        return tuple(self._unasked)
 
     @property
     def caveat(self) -> str | None:
         """Why a namespace that only a descriptor keeps alive could not be looked for."""
-        why = self.sweep.reason or self._uncopied
+        why = self.sweep.reason
         return f"one that only a descriptor keeps alive may be hidden: {why}" if why else None
 
     @property
@@ -101,10 +110,14 @@ class Survey:
         return self._read(self.census.namespaces, wanted)
 
     def read_at(self, address: str, wanted: Wanted) -> Rows:
-        """The sockets of those network namespaces that have an address, ours aside."""
+        """The sockets of the network namespace that has an address, ours aside.
+
+        None where several have it: which one is meant depends on who asks.
+        """
         others = [place for place in self.census.namespaces if not place.own]
         looks = namespaces.look_into(others, lambda: namespaces.has_address(address))
-        return self._read([place for place, has in looks if has is True], wanted)
+        places = [place for place, has in looks if has is True]
+        return self._read(places, wanted) if len(places) == 1 else ()
 
     def read_deeper(self, wanted: Wanted) -> Rows:
         """What ``read`` does not have: behind descriptors, and what the kernel does not list.
@@ -114,7 +127,9 @@ class Survey:
         descriptor, and at every socket there is.
         """
         known = {namespace.inode for namespace in self.census.namespaces}
-        held = tuple(self.sweep.namespaces(known))
+        threads = namespaces.read_thread_namespaces(self.sweep.pids, known)
+        known |= {namespace.inode for namespace in threads}
+        held = (*threads, *self.sweep.namespaces(known))
         rows = self._read(held, wanted)
         known |= {namespace.inode for namespace in held}
         listed = self._list_inodes((*self.census.namespaces, *held))
@@ -178,7 +193,7 @@ class Survey:
             self._not_at_all.add(place)
         elif wanted.which is Which.LISTENING and "unix" not in wanted.protocols:
             pass  # of these the text files have all
-        elif place.own:
+        elif isinstance(error, SdtoolError):
             self._unseen[f"{str(error).rstrip('.')}; /proc/net shows no bound sockets"] = None
         else:
             self._partly.add(place)
@@ -196,11 +211,20 @@ class Survey:
             managers: Ask no others; None for all that hold any of the sockets.
         """
         joined = ownership.join(rows, self.ids, scan, await self._session.roots())
+        if any(map(ownership.is_rootless, joined)) and self._has_strays:
+            joined = ownership.doubt_kernel(joined)
         names = ownership.managers_of(joined)
         asked = [name for name in names if managers is None or name in managers]
         for behind in await asyncio.gather(*(self._ask_if_possible(n, joined) for n in asked)):
             joined = ownership.name_units_behind(joined, behind)
         return joined
+
+    @cached_property
+    def _has_strays(self) -> bool:
+        """Whether processes live outside every unit; of the kernel's threads that is no news."""
+        directory = str(self._session.mount.directory("/"))
+        found = map(processes.read_process, cgroups.read_procs(directory))
+        return any(one is not None and 2 not in (one.id.pid, one.ppid) for one in found)
 
     async def _ask_if_possible(self, name: str, joined: Sequence[Socket]) -> ManagersSockets:
         try:
@@ -210,19 +234,20 @@ class Survey:
             self._unasked[f"what the manager {name} holds sockets for is not known: {error}"] = (
                 None
             )
-            return ManagersSockets(manager=name)
+            return ManagersSockets(manager=name, pid=read_manager_pid(name))
 
     async def _ask(self, name: str, joined: Sequence[Socket]) -> ManagersSockets:
         """What a manager may hold sockets for; its fd stores where no .socket explains one."""
         manager = await self._session.manager_of(name)
-        home = _home_of(name, joined)
+        pid = read_manager_pid(name)
+        home = processes.read_netns(pid) if pid else None
         units = tuple(
             replace(unit, netns=_namespace_of(unit, home))
             for unit in await manager.list_socket_units()
         )
-        behind = ManagersSockets(manager=name, units=units)
+        behind = ManagersSockets(manager=name, pid=pid, units=units)
         left = ownership.name_units_behind(joined, behind)
-        if not any(ownership.is_unexplained(socket, name) for socket in left):
+        if not any(ownership.may_be_stored(socket, name) for socket in left):
             return behind
         return replace(behind, stores=await manager.list_fd_stores())
 
@@ -242,15 +267,6 @@ def _named(rows: Rows, place: NetworkNamespace) -> Rows:
     if place.own and place.name is None:
         return rows
     return tuple(replace(row, netns_name=place.name, elsewhere=not place.own) for row in rows)
-
-
-def _home_of(manager: str, joined: Iterable[Socket]) -> int | None:
-    """The network namespace that a manager is in; None when its processes are not seen."""
-    for socket in joined:
-        for holder in socket.holders or ():
-            if (holder.manager, holder.unit) == (manager, INIT_SCOPE):
-                return processes.read_netns(holder.pid)
-    return None
 
 
 def _namespace_of(unit: SocketUnit, home: int | None) -> int | None:

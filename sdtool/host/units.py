@@ -23,6 +23,7 @@ from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.namespaces import ENTER_HINT
 from sdtool.sources.processes import read_user_name
+from sdtool.sources.reach import read_manager_pid
 
 
 async def list_units(
@@ -70,7 +71,8 @@ async def read_census(
     survey = Survey(session)
     listeners = await read_listeners(survey, managers=[session.scope])
     for manager, units in socket_units.items():
-        behind = ManagersSockets(manager=manager, units=tuple(units))
+        pid = read_manager_pid(manager)
+        behind = ManagersSockets(manager=manager, pid=pid, units=tuple(units))
         listeners = name_units_behind(listeners, behind)
     reason = explain_no_owners(listeners)
     census = membership.take_census(

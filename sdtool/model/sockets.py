@@ -54,11 +54,13 @@ class ManagersSockets:
 
     Attributes:
         manager: As in ``Creator``.
+        pid: Its own process; None when that is not known.
         units: Its .socket units that listen.
         stores: Its services with anything in their fd store.
     """
 
     manager: str
+    pid: int | None = None
     units: tuple[SocketUnit, ...] = ()
     stores: tuple[FdStore, ...] = ()
 
@@ -175,13 +177,19 @@ class Creator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process with a descriptor of the socket; its unit and container as in ``Creator``."""
+    """A process with a descriptor of the socket.
+
+    Attributes:
+        unit, manager, container: As in ``Creator``.
+        is_manager: It is the manager itself, and no other process in its init.scope.
+    """
 
     pid: int
     comm: str
     unit: str | None
     manager: str | None
     container: Container | None = None
+    is_manager: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,12 +160,15 @@ class Sweep:
         """Which processes hold which of these sockets."""
         wanted, found = frozenset(inodes), []
         for pid, held in self._found.items():
-            for inode in sorted(wanted & held.sockets.keys()):
-                process = read_process(pid)
-                # Only now it is sure that the pid is still that of the process looked at.
-                if process is not None and _still_holds(pid, held.sockets[inode], inode):
-                    ref = ProcessRef(pid=pid, comm=process.comm)
-                    found.append((inode, ref, process.control_group))
+            inodes_here = wanted & held.sockets.keys()
+            process = read_process(pid) if inodes_here else None
+            # Only when it still has one of them the pid is still that of who was looked at.
+            if process is None or not any(
+                _still_holds(pid, held.sockets[inode], inode) for inode in inodes_here
+            ):
+                continue
+            ref = ProcessRef(pid=pid, comm=process.comm)
+            found += [(inode, ref, process.control_group) for inode in inodes_here]
         return HolderScan(
             by_inode=tuple(sorted(found, key=_by_inode)),
             complete=self._all and self.reason is None,
@@ -217,8 +220,9 @@ class Sweep:
             for held in filter(_has_port, self.find(inodes)):
                 try:
                     with copied_socket(held) as copy:
-                        netns = _note_namespace(copy, known, opened)
-                        found += filter(None, [describe(copy, held[2], netns)])
+                        if copy.getsockname()[1]:
+                            netns = _note_namespace(copy, known, opened)
+                            found += filter(None, [describe(copy, held[2], netns)])
                 except FileNotFoundError:
                     continue
                 except OSError as error:

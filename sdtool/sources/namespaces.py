@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -33,7 +33,7 @@ CLONE_NEWNET = 0x40000000
 NAMED = ("/run/netns/", "/var/run/netns/")
 """Where ip-netns(8) keeps its own."""
 
-ENTER_HINT = "needs CAP_SYS_ADMIN (root)"
+ENTER_HINT = "needs CAP_SYS_ADMIN and CAP_SYS_PTRACE (root)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,31 @@ def read_namespaces_of(pids: Iterable[int]) -> NamespaceCensus:
     census.add_mounts("self", "")
     found = census.namespaces()
     return NamespaceCensus(tuple(place for place in found if place.own or place.pids))
+
+
+def read_thread_namespaces(
+    pids: Sequence[int], known: Collection[int | None]
+) -> tuple[NetworkNamespace, ...]:
+    """The network namespaces beside the known ones that only a thread is in, not its process."""
+    doors: dict[int, list[str]] = {}
+    for part in spread(pids, _read_thread_doors):
+        for inode, door in part:
+            if inode not in known:
+                doors.setdefault(inode, []).append(door)
+    return tuple(NetworkNamespace(inode, doors=tuple(doors[inode])) for inode in sorted(doors))
+
+
+def _read_thread_doors(pids: Iterable[int]) -> list[tuple[int, str]]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            threads = os.listdir(f"/proc/{pid}/task")
+            for thread in threads if len(threads) > 1 else ():
+                door = f"/proc/{pid}/task/{thread}/ns/net"
+                with contextlib.suppress(OSError):
+                    inode = parse_netns(os.readlink(door))
+                    found += [(inode, door)] if inode is not None else []
+    return found
 
 
 class _Census:

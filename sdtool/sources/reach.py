@@ -8,9 +8,12 @@ bus that does not exist, is said at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import socket
 import stat
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 """For each of the ways to the manager."""
+
+UCRED = struct.Struct("=iII")  # pid, uid, gid
 
 PAUSE_S = 0.1
 """Before a way that led nowhere is tried again."""
@@ -73,6 +78,26 @@ def doors_of_user(uid: int) -> Doors:
         is_expected=lambda: True,
         unreachable=lambda reasons: Unavailable(f"{'; '.join(reasons)}."),
     )
+
+
+def read_manager_pid(name: str) -> int | None:
+    """The process of a manager, by who listens on its private socket; None when nobody does.
+
+    Args:
+        name: As in ``CgroupOwner.manager``: a ``Scope``, or the user@UID.service that runs it.
+    """
+    if name == Scope.SYSTEM:
+        return 1
+    uid = name.removeprefix("user@").removesuffix(".service")
+    runtime = f"/run/user/{os.geteuid() if name == Scope.USER else uid}"
+    if name == Scope.USER:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", runtime)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(CONNECT_TIMEOUT_S)
+        door.connect(f"{runtime}/systemd/private")
+        credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        return int(UCRED.unpack(credentials)[0]) or None
+    return None
 
 
 async def reach(

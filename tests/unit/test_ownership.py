@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
+    doubt_kernel,
     explain_no_owners,
     join,
     listens_on,
@@ -47,7 +48,7 @@ def listening(name: str, netns: int | None = None) -> SocketUnit:
 
 def behind(found: Socket, *units: SocketUnit, stores: tuple[FdStore, ...] = ()) -> Socket:
     """The socket with what the system's manager holds it for."""
-    managers = ManagersSockets(manager="system", units=units, stores=stores)
+    managers = ManagersSockets(manager="system", pid=1, units=units, stores=stores)
     return name_units_behind([found], managers)[0]
 
 
@@ -132,8 +133,30 @@ def test_socket_unit_that_listens_is_named() -> None:
 
 def test_socket_unit_and_its_service_both_own() -> None:
     """After the activation the manager still holds the socket beside the service."""
-    found = joined(row(cgroup_id=9), scan((500, 1, INIT), (500, 30, GROUP)))
+    found = behind(joined(row(cgroup_id=9), scan((500, 1, INIT), (500, 30, GROUP))))
     assert [("web.socket", Via.SOCKET_UNIT), (UNIT, Via.HOLDER)] == owners(found)
+
+
+def test_neighbour_of_the_manager_is_not_the_manager() -> None:
+    """Docker exec, say, puts a process into init.scope: nothing is held for a unit there."""
+    found = behind(joined(row(cgroup_id=8), scan((500, 7, INIT))), listening("web.socket"))
+    assert [("init.scope", Via.HOLDER)] == owners(found)
+
+
+def test_store_that_is_told_comes_before_an_address() -> None:
+    """A .socket may have the same one (ReusePort=)."""
+    kept = (FdStore(unit="a.service", inodes=frozenset({500})),)
+    made = joined(row(cgroup_id=99), scan((500, 1, INIT)))
+    assert "a.service" == behind(made, listening("web.socket"), stores=kept).fd_store_unit
+
+
+def test_kernel_is_doubted_where_others_live_in_the_root() -> None:
+    """A socket on its way between processes is held by nobody either."""
+    found = joined(row(protocol="udp", type="dgram", state="UNCONN", cgroup_id=1), scan())
+    (doubted,) = doubt_kernel([found])
+    assert [] == owners(doubted)
+    assert "on its way" in (doubted.holders_reason or "")
+    assert (joined(row()),) == doubt_kernel([joined(row())])
 
 
 def test_socket_of_the_kernel_is_its_own_door() -> None:
