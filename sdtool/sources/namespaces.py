@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 
+DISCARD = 9  # the port of nobody
+
 NAMED = ("/run/netns/", "/var/run/netns/")
 """Where ip-netns(8) keeps its own."""
 
@@ -253,16 +255,18 @@ def look_into(
 def has_address(address: str) -> bool:
     """Whether an address is a local one in this thread's network namespace; a name never is.
 
-    A socket is bound to it for a moment, on whatever port is free: the kernel knows best.
+    A datagram socket is pointed at it, which sends nothing: only to ourselves we speak from the
+    address that we speak to. To bind it would prove less: where not even the loopback device has
+    ever been up, the kernel lets any address be bound.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        socket.inet_pton(family, address)
+        raw = socket.inet_pton(family, address)
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            probe.bind((address, 0))
+            probe.connect((address, DISCARD))
+            return socket.inet_pton(family, probe.getsockname()[0]) == raw
     except OSError:
         return False
-    return True
 
 
 def _travel(
