@@ -334,15 +334,16 @@ def print_group(group: Group, results: Results) -> None:
 
 def print_growth(contenders: Iterable[Contender], by_size: Mapping[str, Results]) -> None:
     """What the ports of one unit cost on each server, and of that on the smallest one."""
-    print("\nPorts of one unit: wall ms by SOCKETS/PROCESSES, and how often that of the first")
+    print("\nPorts of one unit: wall ms by SOCKETS/PROCESSES, as multiples of the first")
     print(f"{'':36}" + "".join(f"{size:>17}" for size in by_size))
     for contender in contenders:
-        walls = [medians(results[contender]).get("wall_s") for results in by_size.values()]
+        found = [results.get(contender) for results in by_size.values()]
+        walls = [medians(result).get("wall_s") if result else None for result in found]
         print(f"    {contender.name:32}{''.join(tell_growth(walls))}")
 
 
 def tell_growth(walls: Sequence[float | None]) -> Iterator[str]:
-    """The cells of a line; "-" where it failed."""
+    """The cells of a line; "-" where it failed or is not installed."""
     for wall in walls:
         if wall is None or walls[0] is None:
             yield f"{'-':>17}"
