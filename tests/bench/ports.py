@@ -6,9 +6,14 @@ its own sockets are not seen; its own processes are. Needs root; lsof and time(1
 there. Other sizes as arguments: SOCKETS/PROCESSES.
 
 Wall time, CPU time and peak memory are told as they are, and as what the peer needs of what
-sdtool needs: "12.3x" is a peer that takes 12.3 times as much. Only like is compared with like:
-a library call, in a process that has imported what it needs, with a library call, and a whole
-command, start-up and imports included, with a whole command.
+sdtool needs: "12.3x" is a peer that takes 12.3 times as much. Like is compared with like: a
+library call, in a process that has imported what it needs, with a library call, and a whole
+command, start-up and imports included, with a whole command. Beside the library calls that find
+one port stand ss and lsof too, which have no library: as whole commands, and the heading says so.
+
+Whose port it is costs little where the processes of the unit that made the socket hold it. Where
+that cgroup is gone every process must be looked at: that is measured as well, with a socket whose
+maker has moved. At the end stands what grows with the size of the server, and what does not.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,9 +39,19 @@ from measure import RUNS, SLOW_RUNS, SLOW_S, Result
 from sdtool.sandbox import PrivateManager
 
 HERE = Path(__file__).parent
+PAYLOAD = HERE.parent / "system" / "payload.py"
 SIZES = ("50/100", "1000/1000", "20000/3000")
 UNIT = "sdtool-graceful.service"
 PORT = "18080"
+
+MOVED_UNIT = "sdtool-bench-moved.service"
+MOVED_PORT = "18081"
+"""Of a socket that was made in a cgroup which is gone."""
+
+CALLS = "library call"
+CALLS_AND_COMMANDS = "library call, whole ss and lsof"
+CALLS_ON_ALL_PROCESSES = "the same, its cgroup is gone"
+COMMANDS = "whole command"
 
 SDTOOL = (sys.executable, "-m", "sdtool")
 NET_CONNECTIONS = "import psutil; [c for c in psutil.net_connections() if {}]"
@@ -52,11 +67,23 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Question:
-    """Groups of what is compared; in each, what the others are held against comes first."""
+class Group:
+    """What is compared with each other; what the others are held against comes first."""
 
     title: str
-    groups: tuple[tuple[Contender, ...], ...]
+    contenders: tuple[Contender, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A contender that is in several groups is measured once."""
+
+    title: str
+    groups: tuple[Group, ...]
+
+
+Results = Mapping[Contender, Result]
+"""Of those that are installed."""
 
 
 def main() -> None:
@@ -73,13 +100,19 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with PrivateManager() as manager:
         manager.run(["systemctl", "--user", "start", UNIT])
-        questions = make_questions(read_pids(manager))
+        start_moved(manager)
+        pids = read_pids(manager)
+        questions = make_questions(pids)
         print_heading()
+        by_size: dict[str, Results] = {}
         for sockets, processes in sizes:
             with crowd(sockets, processes):
+                found: dict[Contender, Result] = {}
                 for question in questions:
                     print(f"\n{question.title}, {describe(sockets, processes)}")
-                    ask(manager, question)
+                    found |= ask(manager, question)
+            by_size[f"{sockets}/{processes}"] = found
+        print_growth((*calls_of_unit(pids), ALL_CONNECTIONS, SS), by_size)
 
 
 def clean_environment() -> dict[str, str]:
@@ -102,6 +135,15 @@ def crowd(sockets: int, processes: int) -> Iterator[None]:
         yield
 
 
+def start_moved(manager: PrivateManager) -> None:
+    """Have a unit listen, in whose socket's cgroup nobody is any more: it is removed."""
+    run = ["systemd-run", "--user", "--quiet", f"--unit={MOVED_UNIT}", "--service-type=notify"]
+    run += ["--property=Delegate=yes", sys.executable, "-B", str(PAYLOAD)]
+    done = manager.run([*run, "cgroup=inner", f"tcp=127.0.0.1:{MOVED_PORT}", "cgroup=back"])
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+
+
 def read_pids(manager: PrivateManager) -> list[str]:
     """The processes of the unit."""
     show = ["systemctl", "--user", "show", "--value", "--property=ControlGroup", UNIT]
@@ -120,23 +162,49 @@ def make_questions(pids: Sequence[str]) -> tuple[Question, ...]:
 
 def ask_port() -> Question:
     """System scope is what finds no unit here, but needs no connection to a manager."""
+    # ss and lsof have no library: beside the calls stand their whole commands.
     return Question(
         title=f"Who owns port {PORT}",
         groups=(
-            (
-                call("sdtool Host.port", "sdtool-port", "user", UNIT, PORT),
-                call("  in system scope", "sdtool-port", "system", UNIT, PORT),
-                call("psutil.net_connections()", "psutil-port", PORT),
+            Group(
+                CALLS_AND_COMMANDS,
+                (
+                    call("sdtool Host.port", "sdtool-port", "user", UNIT, PORT),
+                    call("  in system scope", "sdtool-port", "system", UNIT, PORT),
+                    *peers_of_port(PORT),
+                ),
             ),
-            (
-                sdtool("port", PORT, "--user"),
-                Contender("  in system scope", (*SDTOOL, "port", PORT)),
-                psutil(f"c.laddr and c.laddr.port == {PORT}"),
-                program("ss", "-lntp"),
-                program("ss", "-lntpH", f"sport = :{PORT}"),
-                program("lsof", "-nP", f"-iTCP:{PORT}"),
+            Group(
+                CALLS_ON_ALL_PROCESSES,
+                (
+                    call("sdtool Host.port", "sdtool-port", "user", MOVED_UNIT, MOVED_PORT),
+                    *peers_of_port(MOVED_PORT),
+                ),
+            ),
+            Group(
+                COMMANDS,
+                (
+                    sdtool("port", PORT, "--user"),
+                    Contender("  in system scope", (*SDTOOL, "port", PORT)),
+                    psutil(f"c.laddr and c.laddr.port == {PORT}"),
+                    SS,
+                    *programs_of_port(PORT),
+                ),
             ),
         ),
+    )
+
+
+def peers_of_port(port: str) -> tuple[Contender, ...]:
+    """What finds who has a port, in a program and from outside of it."""
+    return call("psutil.net_connections()", "psutil-port", port), *programs_of_port(port)
+
+
+def programs_of_port(port: str) -> tuple[Contender, ...]:
+    """The programs that can be asked about one port."""
+    return (
+        program("ss", "-lntpH", f"sport = :{port}"),
+        program("lsof", "-nP", f"-iTCP:{port}"),
     )
 
 
@@ -145,15 +213,20 @@ def ask_ports_of(pids: Sequence[str]) -> Question:
     return Question(
         title="Listening ports of one unit",
         groups=(
-            (
-                call("sdtool Host.ports([unit])", "sdtool-ports", UNIT, UNIT),
-                call("psutil.Process(pid) of its pids", "psutil-ports-of", *pids),
-            ),
-            (
-                Contender("sdtool ports UNIT --user", (*SDTOOL, "ports", UNIT, "--user")),
-                program("ss", "-lntp"),
+            Group(CALLS, calls_of_unit(pids)),
+            Group(
+                COMMANDS,
+                (Contender("sdtool ports UNIT --user", (*SDTOOL, "ports", UNIT, "--user")), SS),
             ),
         ),
+    )
+
+
+def calls_of_unit(pids: Sequence[str]) -> tuple[Contender, ...]:
+    """What finds the ports of the unit alone."""
+    return (
+        call("sdtool Host.ports([unit])", "sdtool-ports", UNIT, UNIT),
+        call("psutil.Process(pid) of its pids", "psutil-ports-of", *pids),
     )
 
 
@@ -162,15 +235,15 @@ def ask_ports() -> Question:
     return Question(
         title="All listening ports",
         groups=(
-            (
-                call("sdtool Host.ports()", "sdtool-ports", UNIT),
-                call("psutil.net_connections()", "psutil-ports"),
-            ),
-            (
-                sdtool("ports", "--user"),
-                psutil("c.status == 'LISTEN'"),
-                program("ss", "-lntp"),
-                program("ss", "-lntup"),
+            Group(CALLS, (call("sdtool Host.ports()", "sdtool-ports", UNIT), ALL_CONNECTIONS)),
+            Group(
+                COMMANDS,
+                (
+                    sdtool("ports", "--user"),
+                    psutil("c.status == 'LISTEN'"),
+                    SS,
+                    program("ss", "-lntup"),
+                ),
             ),
         ),
     )
@@ -197,19 +270,24 @@ def program(*argv: str) -> Contender:
     return Contender(" ".join(argv), argv)
 
 
+ALL_CONNECTIONS = call("psutil.net_connections()", "psutil-ports")
+SS = program("ss", "-lntp")
+
+
 # Measuring -----------------------------------------------------------------------------------
 
 
-def ask(manager: PrivateManager, question: Question) -> None:
+def ask(manager: PrivateManager, question: Question) -> Results:
     """Measure all the ways to one answer in turn, and print a line for each."""
-    everyone = [contender for group in question.groups for contender in group]
+    everyone = dict.fromkeys(each for group in question.groups for each in group.contenders)
     there = [each for each in everyone if shutil.which(each.argv[0])]
     plan = [{"argv": each.argv, "is_call": each.is_call} for each in there]
     command = manager.argv([sys.executable, measure.__file__, json.dumps(plan)])
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     results = dict(zip(there, json.loads(done.stdout), strict=True))
-    for group, kind in zip(question.groups, ("library call", "whole command"), strict=True):
-        print_group(kind, group, results)
+    for group in question.groups:
+        print_group(group, results)
+    return results
 
 
 # The tables ----------------------------------------------------------------------------------
@@ -233,6 +311,8 @@ one that is not counted.
 Library calls: imports are done and the manager is connected to before the clock starts.
 CPU is user and system time; peak is resident memory (ru_maxrss), of commands by time(1).
 "12.3x": takes 12.3 times as much as the first line of its table.
+ss and lsof are no libraries: below the library calls, too, they are whole commands.
+A socket whose cgroup is gone is found by looking at every process.
 System scope needs no manager; it finds who holds the port, and here no unit of the system's."""
     )
 
@@ -243,15 +323,32 @@ def describe(sockets: int, processes: int) -> str:
     return f"{sockets:,} sockets in {processes:,} processes ({everyone:,} in /proc)"
 
 
-def print_group(
-    kind: str, group: Sequence[Contender], results: Mapping[Contender, Result]
-) -> None:
+def print_group(group: Group, results: Results) -> None:
     """A table of what is compared with its first line."""
-    print(f"  {kind:34}" + "".join(f"{head:>9}{'':8}" for _, head, _ in MEASURES) + " runs")
-    base = medians(results[group[0]])
-    for contender in group:
-        line = tell(results.get(contender), {} if contender is group[0] else base)
+    print(f"  {group.title:34}" + "".join(f"{head:>9}{'':8}" for _, head, _ in MEASURES) + " runs")
+    base = medians(results[group.contenders[0]])
+    for contender in group.contenders:
+        line = tell(results.get(contender), {} if contender is group.contenders[0] else base)
         print(f"    {contender.name:32}{line}")
+
+
+def print_growth(contenders: Iterable[Contender], by_size: Mapping[str, Results]) -> None:
+    """What the ports of one unit cost on each server, and of that on the smallest one."""
+    print("\nPorts of one unit: wall ms by SOCKETS/PROCESSES, as multiples of the first")
+    print(f"{'':36}" + "".join(f"{size:>17}" for size in by_size))
+    for contender in contenders:
+        found = [results.get(contender) for results in by_size.values()]
+        walls = [medians(result).get("wall_s") if result else None for result in found]
+        print(f"    {contender.name:32}{''.join(tell_growth(walls))}")
+
+
+def tell_growth(walls: Sequence[float | None]) -> Iterator[str]:
+    """The cells of a line; "-" where it failed or is not installed."""
+    for wall in walls:
+        if wall is None or walls[0] is None:
+            yield f"{'-':>17}"
+        else:
+            yield f"{wall * 1e3:>9.1f}{wall / walls[0]:>7.2f}x"
 
 
 def tell(result: Result | None, base: Mapping[str, float]) -> str:

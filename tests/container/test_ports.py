@@ -202,6 +202,38 @@ def test_plain_units_keep_their_ports_in_a_strangers_list(
     assert [f"{port}/tcp"] == listed["ports"]
 
 
+def situate_table(system: System, world: Situations, port: int, kind: str) -> str:
+    """A unit whose ports a stranger may see, may not see, or which has none."""
+    if kind == "passed":
+        giver = world.start("table-give", f"tcp=127.0.0.1:{port}", "give=@sdtool-t-table")
+        unit = world.start("table-take", "take=@sdtool-t-table")
+        world.systemctl("stop", giver)
+        return unit
+    private = ["PrivateNetwork=yes"] * (kind == "private")
+    steps = [f"tcp=0.0.0.0:{port}"] * (kind != "none")
+    headless = ["leave"] * (kind == "headless")
+    return world.start(f"table-{kind}", *steps, *headless, properties=private)
+
+
+@pytest.mark.parametrize("kind", ["plain", "private", "passed", "headless", "none"])
+def test_tables_agree_on_what_a_stranger_does_not_know(
+    system: System, world: Situations, port: int, kind: str
+) -> None:
+    """PORTS of ``list`` is null where ``ports`` has an error, and else they show the same."""
+    unit = situate_table(system, world, port, kind)
+    for user in ("root", TESTER):
+        (listed,) = system.sdtool("list", unit, user=user).data
+        result = system.sdtool("ports", unit, user=user)
+        shown = [f"{row['socket']['port']}/tcp" for row in result.data]
+        doubts = [error["message"] for error in result.errors]
+        if listed["ports"] is None:
+            assert ([], 1, True) == (shown, len(doubts), bool(listed["ports_reason"]))
+        else:
+            assert (shown, []) == (listed["ports"], doubts)
+        if user == "root":
+            assert [f"{port}/tcp"] * (kind != "none") == listed["ports"]
+
+
 def test_root_knows_that_a_port_is_free(system: System, world: Situations, port: int) -> None:
     """Every namespace and every process was looked at."""
     result = system.sdtool("port", str(port))
@@ -260,11 +292,34 @@ def test_users_waiting_socket_unit_is_descended_to(
     assert [main] == [holder["pid"] for holder in owner["holders"]]
 
 
+def test_socket_units_of_one_name_are_told_apart(
+    system: System, world: Situations, port: int
+) -> None:
+    """The system's and a user's: a trace has only that of its manager, a table has both."""
+    name, theirs = "sdtool-t-both", next(_NUMBERS)
+    setting = "--socket-property=ListenStream=127.0.0.1:{}".format
+    begin = ["systemd-run", "-q", f"--unit={name}"]
+    world.run(*begin, setting(port), "sleep", "infinity")
+    command = [*begin, "--user", setting(theirs), "sleep", "infinity"]
+    assert 0 == own(system, TESTER, *command).status
+    unit = f"{name}.socket"
+
+    (trace,) = system.sdtool("trace", unit).data
+    rows = [row for row in system.sdtool("ports").data if row["unit"] == unit]
+    asked = system.sdtool("ports", unit).data
+
+    assert [port] == [row["port"] for row in trace["sockets"]]
+    expected = {port: "system", theirs: manager_of(system, TESTER)}
+    assert expected == {row["socket"]["port"]: row["manager"] for row in rows}
+    assert 2 == len(rows)
+    assert [(port, "system")] == [(row["socket"]["port"], row["manager"]) for row in asked]
+
+
 # Published ports of containers ---------------------------------------------------------------
 
 ID = "fedcba9876543210" * 4
 SCOPE = f"docker-{ID}.scope"
-INSIDE = "10.77.0.2"
+OUTSIDE, INSIDE = "10.77.0.1", "10.77.0.2"
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +328,7 @@ def docker(world: Situations) -> Situations:
     world.run("ip", "netns", "add", "sdtool-t-box")
     inside = ("ip", "-n", "sdtool-t-box")
     world.run("ip", "link", "add", "ve0", "type", "veth", "peer", "ve1", "netns", "sdtool-t-box")
-    world.run("ip", "address", "add", "10.77.0.1/24", "dev", "ve0")
+    world.run("ip", "address", "add", f"{OUTSIDE}/24", "dev", "ve0")
     world.run(*inside, "address", "add", f"{INSIDE}/24", "dev", "ve1")
     world.run("ip", "link", "set", "ve0", "up")
     world.run(*inside, "link", "set", "ve1", "up")
@@ -330,6 +385,56 @@ def test_published_port_where_nobody_listens(
     expected = {"address": "10.77.0.99", "port": target, "protocol": "tcp"}
     assert "docker.service" == owner["unit"]
     assert {**expected, "unit": None, "container": None} == owner["published"]
+
+
+@pytest.fixture
+def resolver(system: System, docker: Situations) -> Iterator[str]:
+    """A unit that is the name server and answers nothing: questions wait where it listens.
+
+    Those that are asked in the container's network namespace come there too.
+    """
+    unit = docker.start("resolver", f"udp={OUTSIDE}:53")
+    there = "test -e /etc/resolv.conf || touch /etc/resolv.conf"
+    use = f"cp /etc/resolv.conf /srv/kept; echo nameserver {OUTSIDE} > /etc/resolv.conf"
+    assert 0 == system.shell(f"{there}; {use}").status
+    yield unit
+    assert 0 == system.shell("cat /srv/kept > /etc/resolv.conf").status
+    docker.systemctl("stop", unit)
+
+
+def count_questions(system: System) -> int:
+    """The bytes of questions that wait at the name server."""
+    return int(listens(system, 53).split()[2])
+
+
+NO_ADDRESSES = {
+    "long": "é" * 100,
+    "local": "localhost",
+    "name": "attacker.example",
+    "near": "10.77.0.2.attacker.example",
+}
+
+
+@pytest.mark.parametrize("kind", NO_ADDRESSES)
+def test_forged_proxy_has_no_name_looked_up(
+    system: System, docker: Situations, port: int, resolver: str, kind: str
+) -> None:
+    """What -container-ip says is no address: nothing is published, and nobody hears of it."""
+    pid = publish(docker, "tcp", port, NO_ADDRESSES[kind], "80")
+
+    result = system.sdtool("port", f"{port}/tcp")
+
+    assert (0, []) == (result.status, result.errors)
+    assert 0 == count_questions(system)
+    assert result.seconds < 5
+    entry = entry_of(result)
+    (owner,) = entry["owners"]
+    assert ("docker.service", "holder", {pid}) == (owner["unit"], owner["via"], holders(entry))
+    assert owner["published"] is None
+    # A question would have been seen: one that is asked in the container is.
+    enter = ["ip", "netns", "exec", "sdtool-t-box"]
+    system.run([*enter, "timeout", "1", "getent", "ahosts", NO_ADDRESSES["name"]])
+    assert count_questions(system) > 0
 
 
 @pytest.mark.parametrize("target", ["x", "99999999", "-1"])

@@ -15,12 +15,13 @@ escapes, "\n" or "\xff".
 - fork=NUMBER: children that hold everything so far
 - netns=new, netns=user (and a new user namespace), netns=PATH, netns=back; the number of the
   namespace is then the unit's StatusText
-- cgroup=NAME: move to a cgroup below our own
+- cgroup=NAME: move to a cgroup below our own; cgroup=back: move back, and remove it
 - comm=TEXT: the process's name; argv=TEXT: its command line, words separated by spaces
 - store: put what listens into the manager's fd store
 - give=NAME, take=NAME: pass on what listens, to whoever comes and asks at that unix socket
 - storm=NUMBER: from READY=1 on children come and go, each in a namespace with a socket of its own
 - daemon: go to the background, ready when our parent ends
+- leave: after READY=1 the main thread ends, and another one stays
 
 Only the standard library, Python 3.9 or later.
 """
@@ -31,6 +32,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 CLONE_NEWUSER = 0x10000000
@@ -153,11 +155,15 @@ def enter(where):
 
 
 def move(name):
-    """Go to a cgroup below our own."""
-    own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
-    below = Path("/sys/fs/cgroup", own.lstrip("/"), name)
-    below.mkdir()
-    (below / "cgroup.procs").write_text("0")
+    """Go to a new cgroup below our own, or back from it; then it is gone."""
+    path = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+    own = Path("/sys/fs/cgroup", path.lstrip("/"))
+    if name == "back":
+        (own.parent / "cgroup.procs").write_text("0")
+        own.rmdir()
+    else:
+        (own / name).mkdir()
+        (own / name / "cgroup.procs").write_text("0")
 
 
 def wear(text, step):
@@ -219,6 +225,13 @@ def come_and_go():
         os.wait()
 
 
+def leave():
+    """End the main thread alone: of the process stays what another thread keeps."""
+    threading.Thread(target=stay).start()
+    # It leaves nothing undone, for it does nothing more: not as at the end of a program.
+    LIBC.pthread_exit(None)
+
+
 def stay():
     """Give away what is asked for, until we are killed."""
     while door:
@@ -258,7 +271,7 @@ def main(steps):
     """Do all steps, say that we are ready, and stay."""
     ready = go_to_background() if "daemon" in steps else None
     for step in steps:
-        if step != "daemon":
+        if step not in ("daemon", "leave"):
             do(step)
     notify("READY=1")
     if ready is not None:
@@ -266,6 +279,8 @@ def main(steps):
     for _ in range(sum(storms)):
         if os.fork() == 0:
             come_and_go()
+    if "leave" in steps:
+        leave()
     stay()
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sdtool.sandbox import Sandbox
 from tests.system.bench import SCOPE, Client, flag_of
 
 PAYLOAD = Path(__file__).with_name("payload.py")
+CROWD = Path(__file__).parents[1] / "bench" / "crowd.py"
 
 Row = dict[str, Any]
 
@@ -123,6 +124,31 @@ class Situations:
         self._stack.callback(self.manager.run, disable)
         self.systemctl("link", "--runtime", *(str(self.directory / name) for name in files))
 
+    def empty_store(self, unit: str) -> None:
+        """Have the fd store of a unit emptied when the test ends, though it is preserved."""
+        clean = ["systemctl", self.flag, "clean", "--what=fdstore", unit]
+        self._stack.callback(self.manager.run, clean)
+
+    def crowd(self, sockets: int, processes: int) -> str:
+        """Have many sockets of many processes in a namespace of their own, until the test ends.
+
+        Returns:
+            The name of the unit that they are in.
+        """
+        unit = "sdtool-t-crowd.service"
+        run = ["systemd-run", self.flag, "--quiet", "--pipe", f"--unit={unit}", "--collect"]
+        run += ["--property=PrivateNetwork=yes", "--property=TasksMax=infinity"]
+        pipe = subprocess.PIPE
+        crowd = ["/usr/bin/python3", "-I", "-S", str(CROWD), str(sockets), str(processes)]
+        process = subprocess.Popen(
+            self.manager.argv([*run, *crowd]), stdin=pipe, stdout=pipe, text=True
+        )
+        # The end of its standard input is its end.
+        self._stack.callback(process.communicate, timeout=60)
+        assert process.stdout is not None
+        assert "ready\n" == process.stdout.readline()
+        return unit
+
     def refer(self, unit: str) -> None:
         """Keep the manager from forgetting a unit that is not active any more."""
         run = ["systemd-run", self.flag, "--quiet", "--unit=sdtool-t-witness"]
@@ -145,6 +171,10 @@ class Situations:
     def main_pid(self, unit: str) -> int:
         """The main process of a service."""
         return int(self.show(unit, "MainPID"))
+
+    def systemd(self) -> int:
+        """The manager's version."""
+        return int(self.run("systemctl", "--version").split()[1])
 
     def add_namespace(self, name: str) -> str:
         """Make a network namespace with a name; its path."""
@@ -204,6 +234,24 @@ def inodes(*pids: int) -> set[int]:
         for link in _links(Path(f"/proc/{pid}/fd"))
         if link.startswith("socket:[")
     }
+
+
+def unreadable() -> set[int]:
+    """The processes whose descriptors we may not see, by trying it with each."""
+    processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return {pid for pid in processes if not _is_readable(pid)}
+
+
+def _is_readable(pid: int) -> bool:
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                descriptor.readlink()
+    except PermissionError:
+        return False
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it is gone
+    return True
 
 
 def _links(descriptors: Path) -> Iterator[str]:

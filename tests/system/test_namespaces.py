@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -321,50 +322,71 @@ def test_stop_sees_the_port_held_elsewhere(
 # Without the privilege to look ---------------------------------------------------------------
 
 
-@pytest.fixture
-def stranger(request: pytest.FixtureRequest) -> Client:
-    """Who may not enter the namespaces of these tests: nobody, or the user who made them."""
-    name = "sdtool_as_nobody" if request.getfixturevalue("situations").is_root else "sdtool"
-    client: Client = request.getfixturevalue(name)
-    return client
+def start_hidden(situations: Situations, port: int) -> str:
+    """A listener in a new network namespace, into which nobody but root may go.
 
-
-@pytest.mark.parametrize("comes_back", [True, False])
-def test_hidden_namespace_makes_a_port_unknown(
-    stranger: Client, situations: Situations, port: int, comes_back: bool
-) -> None:
-    """Never free or somebody else's; its own user knows by /proc, or is told what is missing."""
-    new = "netns=new" if situations.is_root else "netns=user"
-    # Who has no privilege outside its user namespace cannot come back.
-    steps = [new, f"tcp=0.0.0.0:{port}"]
-    unit = situations.start("hidden", *steps, *(["netns=back"] * comes_back * situations.is_root))
-    assert namespace() != int(situations.show(unit, "StatusText"))
-
-    done = stranger("port", f"{port}/tcp", "--json")
-
-    (entry,) = data(done)
-    if entry["verdict"] == "owned" and not situations.is_root:
-        assert [(unit, "holder")] == owners(entry)
-    else:
-        assert (1, "unknown", []) == (done.returncode, entry["verdict"], entry["owners"])
-        assert re.search(r"CAP_SYS_(ADMIN|PTRACE)", entry["hint"])
-
-
-@pytest.mark.parametrize("command", ["trace", "list"])
-def test_hidden_namespace_makes_a_unit_unknown(
-    sdtool: Client, situations: Situations, port: int, command: str
-) -> None:
-    """What the unit's user does not see is null or has a reason; root sees it."""
+    An ordinary user has made it in a user namespace, outside of which it has no privilege in it.
+    """
     new = "netns=new" if situations.is_root else "netns=user"
     unit = situations.start("hidden", new, f"tcp=0.0.0.0:{port}")
-    (row,) = data(sdtool(command, unit, "--json"))
-    if command == "list":
-        seen = row["ports"] == [f"{port}/tcp"]
-        assert seen or (row["ports"] is None and row["ports_reason"])
+    assert namespace() != int(situations.show(unit, "StatusText"))
+    return unit
+
+
+@pytest.mark.capability("root")
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_strangers_namespace_makes_a_port_unknown(
+    sdtool_as_nobody: Client, situations: Situations, port: int, comes_back: bool
+) -> None:
+    """Never free or somebody else's, and what is missing is named."""
+    steps = ("netns=new", f"tcp=0.0.0.0:{port}", *(["netns=back"] * comes_back))
+    unit = situations.start("hidden", *steps)
+    assert namespace() != int(situations.show(unit, "StatusText"))
+
+    done = sdtool_as_nobody("port", f"{port}/tcp", "--json")
+
+    (entry,) = data(done)
+    assert (1, "unknown", []) == (done.returncode, entry["verdict"], entry["owners"])
+    assert re.search(r"CAP_SYS_(ADMIN|PTRACE)", entry["hint"])
+
+
+def test_own_namespace_has_its_port_seen(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """Its own user may not enter it either, and sees by /proc what listens there."""
+    unit = start_hidden(situations, port)
+    entry = ask(sdtool, f"{port}/tcp")
+    (trace,) = data(sdtool("trace", unit, "--json"))
+    (row,) = sockets_of(data(sdtool("ports", unit, "--json")), unit)
+    assert ("owned", [(unit, "holder")]) == (entry["verdict"], owners(entry))
+    assert {situations.main_pid(unit)} == holders(entry)
+    assert [port] == [s["port"] for s in trace["sockets"] if s["family"] != "unix"]
+    assert (port, int(situations.show(unit, "StatusText"))) == (row["port"], row["netns"])
+
+
+def test_own_namespace_has_the_same_in_list_and_ports(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """What one table shows without a doubt is not unknown in the other."""
+    unit = start_hidden(situations, port)
+    (listed,) = data(sdtool("list", unit, "--json"))
+    done = sdtool("ports", unit, "--json")
+    assert (0, []) == (done.returncode, json.loads(done.stdout)["errors"])
+    shown = [f"{row['port']}/tcp" for row in sockets_of(data(done), unit)]
+    assert ([f"{port}/tcp"], None) == (listed["ports"], listed["ports_reason"])
+    assert shown == listed["ports"]
+
+
+def test_own_namespace_has_a_reason_for_what_is_not_seen(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """What /proc does not show there may be more than is told; root is told all there is."""
+    unit = start_hidden(situations, port)
+    (trace,) = data(sdtool("trace", unit, "--json"))
+    if situations.is_root:
+        assert trace["sockets_reason"] is None
     else:
-        seen = port in [socket["port"] for socket in row["sockets"]]
-        assert seen or row["sockets_reason"]
-    assert seen or not situations.is_root
+        assert "CAP_SYS_ADMIN" in trace["sockets_reason"]
 
 
 # Hard days -----------------------------------------------------------------------------------

@@ -97,18 +97,22 @@ def test_forked_and_passed_sockets_have_all_their_holders(
     expected = {main, *children(main), other}
     assert 3 == len(expected)
 
-    both = {row["unit"]: row["socket"] for row in unix_rows(sdtool) if is_named(row, name)}
+    both = {row["unit"]: row["socket"] for row in rows_of(sdtool, name)}
     situations.systemctl("stop", giver)
-    (last,) = [row for row in unix_rows(sdtool) if is_named(row, name)]
+    (last,) = rows_of(sdtool, name)
 
     assert {giver, taker} == set(both)
     assert [expected, expected] == [pids(socket) for socket in both.values()]
     assert (taker, {other}) == (last["unit"], pids(last["socket"]))
 
 
-def is_named(row: Row, name: str) -> bool:
-    """Whether a row is about the socket of a name."""
-    return bool(row["socket"]["path"] == name)
+def rows_of(sdtool: Client, name: str, *others: int) -> list[Row]:
+    """The rows about a name in our network namespace, and in others.
+
+    In those of containers beside us the same tests may run, with the same abstract names.
+    """
+    found = [row for row in unix_rows(sdtool) if row["socket"]["path"] == name]
+    return [row for row in found if row["socket"]["netns"] in (namespace(), *others)]
 
 
 def pids(socket: Row) -> set[int]:
@@ -133,9 +137,9 @@ def test_socket_unit_owns_its_unix_socket(
     name = setting.partition("=")[2]
     unit = situations.start_socket("unit", setting)
     service = unit.replace(".socket", ".service")
-    waiting = [row for row in unix_rows(sdtool) if is_named(row, name)]
+    waiting = rows_of(sdtool, name)
     situations.systemctl("start", service)
-    running = [row for row in unix_rows(sdtool) if is_named(row, name)]
+    running = rows_of(sdtool, name)
 
     assert [(unit, unit, {manager.pid})] == [
         (row["unit"], row["socket"]["socket_unit"], pids(row["socket"])) for row in waiting
@@ -152,8 +156,8 @@ def test_abstract_name_belongs_to_its_namespace(sdtool: Client, situations: Situ
     step = "stream=@sdtool-t-twice"
     here = situations.start("here", step)
     there = situations.start("there", step, properties=["PrivateNetwork=yes"])
-    rows = [row for row in unix_rows(sdtool) if is_named(row, "@sdtool-t-twice")]
     expected = {unit: namespace(situations.main_pid(unit)) for unit in (here, there)}
+    rows = rows_of(sdtool, "@sdtool-t-twice", expected[there])
     assert expected == {row["unit"]: row["socket"]["netns"] for row in rows}
     assert 2 == len(rows)
 
