@@ -99,9 +99,10 @@ def weigh_rules(
     if permission.permitted is False or not against:
         return permission
     named = f"SocketBindDeny= of {against[0].unit} is against port {spec.port}"
-    forbids_none = [one for one in rules if _denies(one, spec, 0)]
-    in_force = newcomer.refusal == "EPERM" and forbids_none
-    if in_force and all(one in against for one in forbids_none):
+    against_trial = [one for one in rules if _denies(one, spec, 0)]
+    in_force = newcomer.refusal == "EPERM" and against_trial
+    # Which of them is in force is not seen: each has to be against the port too.
+    if in_force and all(one in against for one in against_trial):
         return PortPermission(permitted=False, reason=f"EPERM: {named}")
     return PortPermission(permitted=None, reason=f"{named}; whether it is in force is not known")
 

@@ -78,7 +78,7 @@ def _read_occupants(survey: Survey, spec: BindSpec) -> tuple[tuple[SocketFacts, 
     """The sockets that have the port here, and why there may be more."""
     wanted = Wanted(protocols=(spec.protocol,), port=spec.port)
     rows = sockets.read_sockets(wanted)
-    shows_bound = spec.protocol != "tcp" or binding.shows_bound_sockets(spared=spec.port)
+    shows_bound = spec.protocol != "tcp" or binding.shows_bound_sockets(spec)
     if shows_bound:
         return rows, None
     listed = {row.inode for row in rows}

@@ -177,7 +177,7 @@ def read_meeting(devices: Iterable[int], spared: int) -> tuple[tuple[int, bool |
 def _meets(device: int, spared: int) -> bool | None:
     with contextlib.ExitStack() as opened:
         try:
-            bound = _bind_any(opened, spared, device)
+            bound = _bind_any(opened, spared, device=device)
         except OSError as error:
             if error.errno in EXHAUSTED:
                 raise
@@ -191,18 +191,19 @@ def _meets(device: int, spared: int) -> bool | None:
 
 
 @tell_exhaustion()
-def shows_bound_sockets(spared: int) -> bool | None:
+def shows_bound_sockets(spec: BindSpec) -> bool | None:
     """Whether sock_diag has TCP sockets that are bound and do not listen (since Linux 6.8).
 
     Args:
-        spared: As in ``read_meeting``.
+        spec: What is asked about: a socket of its family on another port is tried out.
 
     Returns:
-        None where none of our own may be bound to see it.
+        None where none may be bound to see it.
     """
+    family = socket.AF_INET6 if ":" in spec.address else socket.AF_INET
     with contextlib.ExitStack() as opened:
         try:
-            ours = _bind_any(opened, spared)
+            ours = _bind_any(opened, spec.port, family=family)
         except OSError as error:
             if error.errno in EXHAUSTED:
                 raise
@@ -212,9 +213,15 @@ def shows_bound_sockets(spared: int) -> bool | None:
         return any(row.inode == inode for row in read_sockets(wanted))
 
 
-def _bind_any(opened: contextlib.ExitStack, spared: int, device: int = 0) -> socket.socket:
+def _bind_any(
+    opened: contextlib.ExitStack,
+    spared: int,
+    *,
+    device: int = 0,
+    family: socket.AddressFamily = socket.AF_INET,
+) -> socket.socket:
     """A TCP socket on a port of the kernel's choice, but not on the one to be spared."""
-    ours = opened.enter_context(socket.socket())
+    ours = opened.enter_context(socket.socket(family))
     if device:
         ours.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, device)
     ours.bind(("", 0))
@@ -222,4 +229,4 @@ def _bind_any(opened: contextlib.ExitStack, spared: int, device: int = 0) -> soc
         return ours
     # While it is taken the kernel chooses another.
     with ours:
-        return _bind_any(opened, spared, device)
+        return _bind_any(opened, spared, device=device, family=family)
