@@ -282,7 +282,7 @@ def ask_after(preparation: str, spec: str, way: tuple[str, ...] = ()) -> dict[st
 
 
 def test_rule_about_ports_makes_no_answer_of_its_own() -> None:
-    """Landlock lets one port through, and refuses to try out its address; not all kernels have it."""
+    """Landlock lets through one port, and not to try out its address; some kernels lack it."""
     possible = run_python(f"{FORBIDDING}\nsys.exit(not allow_one_port(18098))").returncode == 0
     answer = ask_after("allow_one_port(18098)", "127.0.0.1:18098")
     if not possible:

@@ -230,6 +230,16 @@ def test_kernel_waves_in_the_like_of_what_it_remembers() -> None:
     assert False is binds(scene(listener, alike, newcomer=ours))
 
 
+def test_kernel_waves_in_the_like_of_ipv4_in_ipv6() -> None:
+    """Beside an IPv6 connection of a dual-stack server, which is in the way of IPv4 itself."""
+    child = held(at("::1", state="FIN_WAIT1", v6only=False, uid=1000), REUSEADDR)
+    mapped = held(at("::ffff:0.0.0.0", inode=501), REUSEPORT)
+    ours = newcomer("0.0.0.0")
+    assert False is binds(scene(child, newcomer=ours), (REUSEPORT,))
+    assert None is binds(scene(child, mapped, newcomer=ours), (REUSEPORT,))
+    assert False is binds(scene(child, mapped, newcomer=ours))
+
+
 # UDP -----------------------------------------------------------------------------------------
 
 
