@@ -12,12 +12,15 @@ from sdtool.analysis.ports import socket_owners
 from sdtool.model.binding import (
     BindAnswer,
     BindConflict,
+    BindRules,
     BindScene,
     BindSpec,
     BindVerdict,
     Newcomer,
     Occupant,
     OptionScan,
+    PortPermission,
+    PortRule,
     ReuseOption,
 )
 from sdtool.model.sockets import Socket, SocketFacts
@@ -29,6 +32,11 @@ REMEDIES: tuple[tuple[ReuseOption, ...], ...] = (
     (REUSEADDR, REUSEPORT),
 )
 """In the order in which one is preferred."""
+
+FORBIDDEN = ("EPERM", "EACCES")
+"""What a rule says to a bind: it may be about ports, and then it is not about every port."""
+
+TRYING = "to try the address out without a port; it may allow this one"
 
 LINK_LOCAL = ("fe8", "fe9", "fea", "feb")
 
@@ -73,15 +81,64 @@ def judge_bind(spec: BindSpec, scene: BindScene, sockets: Sequence[Socket]) -> B
     )
 
 
+# Rules ---------------------------------------------------------------------------------------
+
+
+def weigh_rules(
+    spec: BindSpec, newcomer: Newcomer, permission: PortPermission, rules: Sequence[BindRules]
+) -> PortPermission:
+    """Whether a port is ours to bind under the rules of the units that we are in.
+
+    That they are in force is seen only where they forbid to bind without a port too: systemd does
+    without them where it, or the kernel, was built without BPF.
+
+    Args:
+        permission: What it is without rules.
+    """
+    against = [one for one in rules if _denies(one, spec, spec.port)]
+    if permission.permitted is False or not against:
+        return permission
+    named = f"SocketBindDeny= of {against[0].unit} is against port {spec.port}"
+    against_trial = [one for one in rules if _denies(one, spec, 0)]
+    in_force = newcomer.refusal == "EPERM" and against_trial
+    # Which of them is in force is not seen: each has to be against the port too.
+    if in_force and all(one in against for one in against_trial):
+        return PortPermission(permitted=False, reason=f"EPERM: {named}")
+    return PortPermission(permitted=None, reason=f"{named}; whether it is in force is not known")
+
+
+def _denies(rules: BindRules, spec: BindSpec, port: int) -> bool:
+    """As systemd's program has it (socket-bind.bpf.c): what is allowed is not denied."""
+    return not any(_is_about(rule, spec, port) for rule in rules.allow) and any(
+        _is_about(rule, spec, port) for rule in rules.deny
+    )
+
+
+def _is_about(rule: PortRule, spec: BindSpec, port: int) -> bool:
+    family = "inet6" if ":" in spec.address else "inet"
+    return (
+        rule.family in (None, family)
+        and rule.protocol in (None, spec.protocol)
+        and rule.first <= port <= rule.last
+    )
+
+
 # The verdict ---------------------------------------------------------------------------------
+
+
+def is_refused(newcomer: Newcomer) -> bool:
+    """Whether the address is refused for certain, whatever the port."""
+    return newcomer.refusal is not None and newcomer.refusal not in FORBIDDEN
 
 
 def _judge(scene: BindScene) -> tuple[BindVerdict, str]:
     permission = scene.permission
-    if scene.newcomer.refusal is not None:
+    if is_refused(scene.newcomer):
         return BindVerdict.NO, explain_refusal(scene.newcomer)
     if permission.permitted is False:
-        return BindVerdict.NO, f"EACCES: {permission.reason}"
+        return BindVerdict.NO, permission.reason or ""
+    if scene.newcomer.refusal is not None:
+        return BindVerdict.UNKNOWN, explain_refusal(scene.newcomer)
     free = can_bind(scene)
     if free is False:
         return BindVerdict.NO, f"EADDRINUSE: {_count_blocking(scene)} in the way"
@@ -102,8 +159,8 @@ def explain_refusal(newcomer: Newcomer) -> str:
         "EAFNOSUPPORT": f"the kernel has no {family}, or RestrictAddressFamilies= forbids it",
         "ENODEV": "there is no such device here",
         "EINVAL": _explain_invalid(address, newcomer.protocol),
-        "EPERM": "a rule for this process forbids it (SocketBindDeny=, or a security module)",
-        "EACCES": "a security module forbids it",
+        "EPERM": f"a rule for this process (SocketBindDeny=, BPF) forbids {TRYING}",
+        "EACCES": f"a security module (SELinux, Landlock) forbids {TRYING}",
     }
     reason = words.get(newcomer.refusal or "", "the kernel refuses the address")
     return f"{newcomer.refusal}: {reason}"
@@ -147,9 +204,9 @@ def _find_remedy(
 ) -> tuple[tuple[ReuseOption, ...] | None, str | None]:
     if verdict is BindVerdict.YES:
         return (), None
-    if scene.newcomer.refusal is not None or scene.permission.permitted is False:
+    if is_refused(scene.newcomer) or scene.permission.permitted is False:
         return None, "none: no option helps against that"
-    if can_bind(scene) is not False:
+    if verdict is BindVerdict.UNKNOWN:
         return None, "not known, as the verdict"
     doubt = scene.unseen_reason or scene.permission.reason
     found = {remedy: can_bind(scene, frozenset(remedy)) for remedy in REMEDIES}
@@ -227,12 +284,19 @@ def _list_conflicts(
         for unit, manager in units or {(None, None): None}:
             yield BindConflict(
                 socket=socket,
-                peer=_write_peer(row),
                 unit=unit,
+                unit_reason=None if units else _doubt_unit(socket),
                 manager=manager,
                 reason=_explain_row(row),
-                expires_us=row.expires_us if row.inode is None else None,
             )
+
+
+def _doubt_unit(socket: Socket) -> str | None:
+    """Why it is not known whose a socket without owners is; None when it is nobody's."""
+    if socket.inode is None:
+        return None
+    reasons = [one for one in (socket.creator_reason, socket.holders_reason) if one]
+    return "; ".join(reasons) or "no process holds it: it may be on its way from one to another"
 
 
 def _by_weight(row: SocketFacts) -> tuple[int, bool]:
@@ -244,10 +308,3 @@ def _explain_row(row: SocketFacts) -> str:
     if row.inode is None and row.state not in ("TIME_WAIT", "SYN_RECV"):
         return ORPHAN
     return STATE_WORDS.get(row.state, "closes a connection with it")
-
-
-def _write_peer(row: SocketFacts) -> str | None:
-    if row.peer_address is None:
-        return None
-    host = f"[{row.peer_address}]" if ":" in row.peer_address else row.peer_address
-    return f"{host}:{row.peer_port}"

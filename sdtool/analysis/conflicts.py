@@ -173,16 +173,27 @@ def _is_blocked(
 
 
 class Alike(NamedTuple):
-    """What matters of a socket that the kernel may wave in the newcomer for the sake of."""
+    """What matters of a socket that the kernel may wave in the newcomer for the sake of.
+
+    Attributes:
+        family: Its own, inet6 for IPv4 in IPv6 too.
+        version: Of the address in it.
+    """
 
     interface: int | None
+    family: str
     version: int
     reuseaddr: bool | None
 
 
 def _read_alike(scene: BindScene) -> frozenset[Alike]:
     return frozenset(
-        Alike(one.row.interface, _read(one.row.address).version, _has_reuseaddr(one))
+        Alike(
+            interface=one.row.interface,
+            family=one.row.family,
+            version=_read(one.row.address).version,
+            reuseaddr=_has_reuseaddr(one),
+        )
         for one in scene.occupants
         if _shares_port(scene, one) is not False
     )
@@ -198,7 +209,12 @@ def _may_be_beside(scene: BindScene, occupant: Occupant, other: Alike) -> bool:
     if other.interface is not None and row.interface not in (None, other.interface):
         return True
     dual = scene.newcomer.address == "::" and scene.newcomer.v6only is False
-    if dual and _read(row.address).version != other.version:
+    address = _read(row.address)
+    if dual and address.version != other.version:
+        return True
+    # A connection of a dual-stack socket is in the way of IPv4, and not of IPv4 in IPv6.
+    single6 = address.version == 6 and not address.is_unspecified
+    if scene.newcomer.v6only is None and single6 and (other.family, other.version) == ("inet6", 4):
         return True
     return _shares_address(occupant) is not False and other.reuseaddr is not False
 

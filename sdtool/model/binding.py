@@ -52,7 +52,8 @@ class Newcomer:
     """What the kernel made of a socket of our own that was bound to the address, with no port.
 
     Attributes:
-        refusal: The name of the errno that the address met; None when it may be bound.
+        refusal: The name of the errno that it met; None when it may be bound. EPERM and EACCES
+            may be about ports, and not about this address.
         v6only: It takes no IPv4; None for IPv4 itself.
         interface: Index of the device that the address bound it to; None when to none.
         uid: Who it belongs to, which is who asks.
@@ -111,11 +112,35 @@ class PortPermission:
 
     Attributes:
         permitted: None when that is not known.
-        reason: Why it is not, or why it is not known; None when it is.
+        reason: Why it is not, with the errno in front, or why it is not known; None when it is.
     """
 
     permitted: bool | None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRule:
+    """Some ports, as SocketBindAllow= and SocketBindDeny= name them; systemd.resource-control(5).
+
+    Attributes:
+        family: inet or inet6; None for both.
+        protocol: tcp or udp; None for both.
+    """
+
+    family: str | None
+    protocol: str | None
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindRules:
+    """What a unit lets its processes bind: all but what is denied and not allowed."""
+
+    unit: str
+    allow: tuple[PortRule, ...]
+    deny: tuple[PortRule, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,18 +169,17 @@ class BindConflict:
     """A socket that is in the way, or may be.
 
     Attributes:
-        peer: "address:port" of the other end of a connection.
         unit: Who owns it; None is no unit, or not known.
+        unit_reason: Why the unit is not known; None when it is, or when there is none.
         manager: Whose unit it is, as in ``Creator``.
-        expires_us: What is left of the timer that will free it; None when it has none.
+        reason: What keeps it there.
     """
 
     socket: Socket
-    peer: str | None
     unit: str | None
+    unit_reason: str | None
     manager: str | None
     reason: str
-    expires_us: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

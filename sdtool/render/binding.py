@@ -16,6 +16,9 @@ BIND_STYLES = {BindVerdict.YES: "green", BindVerdict.NO: "red", BindVerdict.UNKN
 SHOWN = 8
 """A busy port has thousands of connections; what they have in common is said once."""
 
+NAMED = 4
+"""Of the processes that hold a socket."""
+
 
 def render_binds(answers: Sequence[BindAnswer]) -> RenderableType:
     """The answers of ``port --bind``, a paragraph each."""
@@ -49,8 +52,9 @@ def _name(answer: BindAnswer) -> str:
 
 def _conflict(conflict: BindConflict) -> Text:
     unit = label_unit(conflict.unit, conflict.manager)
-    peer = f" with {conflict.peer}" if conflict.peer else ""
-    until = f", free in {duration(conflict.expires_us)}" if conflict.expires_us else ""
+    peer = f" with {conflict.socket.peer}" if conflict.socket.peer else ""
+    left_us = conflict.socket.expires_us
+    until = f", free in {duration(left_us)}" if left_us else ""
     return Text.assemble(
         "  ",
         (unit or _nobody(conflict), "bold" if unit else "yellow"),
@@ -62,15 +66,22 @@ def _conflict(conflict: BindConflict) -> Text:
 
 
 def _nobody(conflict: BindConflict) -> str:
+    if conflict.unit_reason is not None:
+        return "unknown unit"
     return "no process" if conflict.socket.inode is None else "no unit"
 
 
 def _holders(conflict: BindConflict) -> str:
     found = conflict.socket.holders
     if found is None:
-        return "; holders not visible"
-    held = [f"{one.pid} ({clean(one.comm)})" for one in found if one.unit == conflict.unit][:4]
-    return f"; {'pid' if len(held) == 1 else 'pids'} {', '.join(held)}" if held else ""
+        why = f" ({clean(conflict.unit_reason)})" if conflict.unit_reason else ""
+        return f"; holders not visible{why}"
+    held = [f"{one.pid} ({clean(one.comm)})" for one in found if one.unit == conflict.unit]
+    if not held:
+        return ""
+    left = len(held) - NAMED
+    more = f" and {count(left, 'process')} more" if left > 0 else ""
+    return f"; {'pid' if len(held) == 1 else 'pids'} {', '.join(held[:NAMED])}{more}"
 
 
 def _remedy(answer: BindAnswer) -> str:

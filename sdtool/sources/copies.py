@@ -21,7 +21,7 @@ from typing import Any
 
 from sdtool.model.binding import OptionScan, SocketOptions
 from sdtool.model.sockets import SocketFacts
-from sdtool.sources.processes import PTRACE_HINT
+from sdtool.sources.processes import PTRACE_HINT, read_capabilities
 from sdtool.sources.sockets import CLOSE, PROTOCOLS, SOCKET_TYPES, state_name
 
 PIDFD_GETFD = 438  # the same on every architecture that has it
@@ -30,19 +30,58 @@ SO_DOMAIN = 39
 SO_BINDTOIFINDEX = 62
 SIOCGSKNS = 0x894C
 
+CAP_DAC_READ_SEARCH = 2
+CAP_SYS_PTRACE = 19
+
 TAGGING = (b"net_cls", b"net_prio")
 
 UNSUPPORTED = "needs Linux 5.6 (pidfd_getfd)"
 FILTERED = "pidfd_getfd is forbidden here (a container's filter of system calls)"
 TAGGED = "a copy would change the net_cls or net_prio tag of its socket (cgroup v1)"
+BEYOND = (
+    "our capabilities do not reach its process (it has others in a user namespace above ours), "
+    "or a security module forbids it (kernel.yama.ptrace_scope=3)"
+)
+NETNS_HINT = "to name the network namespace of a socket needs CAP_NET_ADMIN there"
+ASKING_NETNS = "SIOCGSKNS"
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Held = tuple[int, int, int]
 """(pid, descriptor, inode) of a socket that a process holds."""
 
 
+class Tags:
+    """The tags that cgroup v1 gives to the sockets of processes, read once for a batch of copies.
+
+    A process that gets a copy gives the socket its own tag.
+    """
+
+    def __init__(self) -> None:
+        self._own = _read_tags("self")
+        self._found: dict[int, tuple[bytes, ...]] = {}
+
+    def differ(self, pid: int) -> bool:
+        """Whether a process has another one than we."""
+        # Each process is in every hierarchy that there is: without one of ours there is none.
+        if not self._own:
+            return False
+        if pid not in self._found:
+            self._found[pid] = _read_tags(pid)
+        return self._found[pid] != self._own
+
+
+def _read_tags(pid: int | str) -> tuple[bytes, ...]:
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        lines = file.read().splitlines()
+    return tuple(line for line in lines if {*TAGGING} & {*line.split(b":")[1].split(b",")})
+
+
 @contextlib.contextmanager
-def copied_socket(held: Held) -> Iterator[socket.socket]:
+def copied_socket(held: Held, tags: Tags | None = None) -> Iterator[socket.socket]:
     """A copy of another process's descriptor.
+
+    Args:
+        tags: Those of the batch that it is one of; None for one alone.
 
     Raises:
         FileNotFoundError: The process or the descriptor is gone, or is another socket by now.
@@ -50,7 +89,8 @@ def copied_socket(held: Held) -> Iterator[socket.socket]:
     """
     pid, fd, inode = held
     try:
-        _refuse_tagging(pid)
+        if (tags or Tags()).differ(pid):
+            raise OSError(errno.EXDEV, TAGGED)
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
@@ -67,23 +107,32 @@ def copied_socket(held: Held) -> Iterator[socket.socket]:
 
 
 def explain_refusal(error: OSError) -> str:
-    """Why a copy could not be made, and what would permit it."""
-    if error.errno == errno.ENOSYS:
+    """Why a copy could not be made, or would not tell, and what would permit it."""
+    code = error.errno
+    if code == errno.ENOSYS:
         return UNSUPPORTED
-    if error.errno == errno.EXDEV:
+    if code == errno.EXDEV:
         return TAGGED
-    return PTRACE_HINT if may_copy() else FILTERED
+    if code in EXHAUSTED or not isinstance(error, PermissionError):
+        return f"a copy could not be made: {error.strerror}"
+    if error.filename == ASKING_NETNS:
+        return NETNS_HINT
+    if not may_copy():
+        return FILTERED
+    able = {CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE} <= read_capabilities()
+    return BEYOND if able else PTRACE_HINT
 
 
 def may_copy() -> bool:
     """Whether we may copy descriptors at all: of our own process, if of none else."""
-    own = os.pidfd_open(os.getpid())
     try:
-        os.close(_get_descriptor(own, own))
+        own = os.pidfd_open(os.getpid())
+        try:
+            os.close(_get_descriptor(own, own))
+        finally:
+            os.close(own)
     except OSError:
         return False
-    finally:
-        os.close(own)
     return True
 
 
@@ -105,18 +154,6 @@ def _library() -> Any:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _refuse_tagging(pid: int) -> None:
-    """Where cgroup v1 tags sockets, a process that gets a copy gives them its own tag."""
-    if _read_tags("self") != _read_tags(pid):
-        raise OSError(errno.EXDEV, TAGGED)
-
-
-def _read_tags(pid: int | str) -> tuple[bytes, ...]:
-    with open(f"/proc/{pid}/cgroup", "rb") as file:
-        lines = file.read().splitlines()
-    return tuple(line for line in lines if {*TAGGING} & {*line.split(b":")[1].split(b",")})
-
-
 def _wrap(number: int) -> socket.socket:
     """The descriptor as an object of its family."""
     # Told a kind (whatever it is) and that it does not block, Python changes nothing in the flags
@@ -128,8 +165,15 @@ def _wrap(number: int) -> socket.socket:
 
 
 def open_namespace(copy: socket.socket) -> int:
-    """A descriptor of the network namespace that a socket is in."""
-    return fcntl.ioctl(copy, SIOCGSKNS)
+    """A descriptor of the network namespace that a socket is in.
+
+    Raises:
+        OSError: The kernel refuses; ``filename`` says at what.
+    """
+    try:
+        return fcntl.ioctl(copy, SIOCGSKNS)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, ASKING_NETNS) from error
 
 
 # Options -------------------------------------------------------------------------------------
@@ -138,16 +182,18 @@ def open_namespace(copy: socket.socket) -> int:
 def read_options(sockets: Iterable[Held]) -> OptionScan:
     """The options of sockets; one that has gone meanwhile has none."""
     found: list[tuple[int, SocketOptions]] = []
-    reasons: dict[str, None] = {}
+    refusal: OSError | None = None
+    tags = Tags()
     for held in sockets:
         try:
-            with copied_socket(held) as copy:
+            with copied_socket(held, tags) as copy:
                 found.append((held[2], _read_options(copy)))
         except FileNotFoundError:
             continue
         except OSError as error:
-            reasons[explain_refusal(error)] = None
-    return OptionScan(by_inode=tuple(sorted(found)), reason=next(iter(reasons), None))
+            refusal = refusal or error
+    reason = explain_refusal(refusal) if refusal is not None else None
+    return OptionScan(by_inode=tuple(sorted(found)), reason=reason)
 
 
 def _read_options(copy: socket.socket) -> SocketOptions:

@@ -5,13 +5,18 @@ everything: sockets of another user with seteuid(2), so that nothing has to be f
 its findings as JSON: how many trials, how many answers were unknown, and every wrong one.
 
     unshare --net python -m tests.system.bind_trials --count 20000 --seed 1
+
+The lane "rules" gives what was read to the analysis; the slower "host" asks the library as the
+command does, about low ports too, with and without CAP_NET_BIND_SERVICE.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import contextlib
+import ctypes
 import fcntl
 import itertools
 import json
@@ -24,9 +29,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sdtool.analysis.binding import judge_bind, occupy
+from sdtool.analysis.binding import REMEDIES, judge_bind, occupy
 from sdtool.analysis.conflicts import can_bind
 from sdtool.analysis.ownership import join
+from sdtool.host import Host
 from sdtool.model.binding import (
     BindAnswer,
     BindScene,
@@ -53,6 +59,11 @@ IFF_UP = 1
 OTHER_UID = 65534
 FIRST_PORT, PORTS = 33_000, 12_000
 """In ip_local_port_range, so that the kernel can be made to choose them."""
+
+LOW_PORTS = (89, 1023)
+
+CAP_NET_BIND_SERVICE = 10
+CAPABILITY_VERSION = 0x20080522
 
 BINDV6ONLY = Path("/proc/sys/net/ipv6/bindv6only")
 
@@ -137,7 +148,7 @@ def make_world(chance: random.Random, *, own: bool) -> World:
         chance=chance,
         own=own,
     )
-    world.meeting = binding.read_meeting(devices)
+    world.meeting = binding.read_meeting(devices, spared=0)
     return world
 
 
@@ -398,18 +409,7 @@ def try_once(world: World, port: int, tally: Tally) -> None:
 
 
 def _try(world: World, port: int, tally: Tally, holders: Made) -> None:
-    chance = world.chance
-    if world.own and chance.random() < 0.1:
-        with contextlib.suppress(OSError):
-            BINDV6ONLY.write_text(chance.choice("001"))
-    protocol = chance.choice(("tcp", "tcp", "udp"))
-    kept = []
-    for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
-        wish = wish_for(world, chance.choice(tuple(KINDS[protocol])), protocol)
-        with contextlib.suppress(OSError), become(wish.uid):
-            holders += KINDS[protocol][wish.kind](world, wish, port)
-            kept.append(wish)
-            tally.kinds[f"{protocol} {wish.kind}"] += 1
+    protocol, kept = populate(world, port, tally, holders)
     newcomer = wish_for(world, "newcomer", protocol)
     if newcomer.device and not is_good(newcomer):
         newcomer = replace(newcomer, device=0)
@@ -425,6 +425,23 @@ def _try(world: World, port: int, tally: Tally, holders: Made) -> None:
             rows = [f"{one.row} {one.options}" for one in scene.occupants]
             text = "\n  ".join([f"{who}: {problem}", str(newcomer), *map(str, kept), *rows])
             tally.wrong.append(text)
+
+
+def populate(world: World, port: int, tally: Tally, holders: Made) -> tuple[str, list[Wish]]:
+    """Random sockets of one protocol on a port: which it is, and what was wished for."""
+    chance = world.chance
+    if world.own and chance.random() < 0.1:
+        with contextlib.suppress(OSError):
+            BINDV6ONLY.write_text(chance.choice("001"))
+    protocol = chance.choice(("tcp", "tcp", "udp"))
+    kept = []
+    for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
+        wish = wish_for(world, chance.choice(tuple(KINDS[protocol])), protocol)
+        with contextlib.suppress(OSError), become(wish.uid):
+            holders += KINDS[protocol][wish.kind](world, wish, port)
+            kept.append(wish)
+            tally.kinds[f"{protocol} {wish.kind}"] += 1
+    return protocol, kept
 
 
 def is_good(wish: Wish) -> bool:
@@ -500,7 +517,101 @@ def judge(
         yield f"nothing was to help, and {names} did"
 
 
-def run(count: int, seed: int, *, own: bool) -> Tally:
+# Through the library --------------------------------------------------------------------------
+
+
+def try_through_host(world: World, port: int, tally: Tally) -> None:
+    """As ``try_once``, but everything is read by ``Host.bindable``, as the user who binds."""
+    chance = world.chance
+    if chance.random() < 0.4:
+        port = chance.randint(*LOW_PORTS)
+    holders: Made = []
+    try:
+        protocol, kept = chance.choice(("tcp", "udp")), list[Wish]()
+        # On a port without anybody it is all up to permission.
+        if chance.random() < 0.6:
+            protocol, kept = populate(world, port, tally, holders)
+        newcomer = as_typed(wish_for(world, "newcomer", protocol))
+        able = chance.random() < 0.5
+        with contextlib.nullcontext() if able else without_bind_service():
+            answer = ask_host(newcomer, port)
+            who = "low port" if port < FIRST_PORT else "high port"
+            problems = list(compare(world, answer, newcomer, port, who, tally))
+    except Spoiled:
+        tally.spoiled += 1
+        return
+    finally:
+        close(holders)
+    tally.trials += 1
+    for problem in problems:
+        said = f"{answer.verdict}: {answer.verdict_reason}; {answer.needs_reason}"
+        text = [f"able {able}, {port}: {problem}", said, str(newcomer), *map(str, kept)]
+        tally.wrong.append("\n  ".join(text))
+
+
+def as_typed(wish: Wish) -> Wish:
+    """Without what the command line has no words for: [::] for IPv6 alone, and a device."""
+    v6only = None if wish.address == "::" and wish.v6only else wish.v6only
+    return replace(wish, v6only=v6only, device=0, reuse=frozenset())
+
+
+def ask_host(wish: Wish, port: int) -> BindAnswer:
+    """What the library says to the user who would bind."""
+    dual = ":" in wish.address and wish.v6only is False
+    spec = BindSpec(address=wish.address, port=port, protocol=wish.protocol, dual=dual)
+
+    async def ask() -> BindAnswer:
+        async with Host() as host:
+            (answer,) = (await host.bindable([spec])).data
+            return answer
+
+    with become(wish.uid):
+        return asyncio.run(ask())
+
+
+def compare(
+    world: World, answer: BindAnswer, wish: Wish, port: int, who: str, tally: Tally
+) -> Iterator[str]:
+    """What was wrong about an answer of the library: the verdict first, then what would help."""
+    succeeded = bind_really(wish, port)
+    tally.succeeded += succeeded
+    for key in (f"{who} verdict", f"{who} needs"):
+        tally.asked[key] += 1
+    tally.unknown[f"{who} verdict"] += answer.verdict is BindVerdict.UNKNOWN
+    reason = answer.needs_reason or ""
+    tally.unknown[f"{who} needs"] += reason.startswith("not known")
+    said = {BindVerdict.YES: True, BindVerdict.NO: False}.get(answer.verdict, succeeded)
+    if said != succeeded:
+        yield f"the verdict {answer.verdict}, and it was {succeeded}"
+    if answer.needs and not bind_really(replace(wish, reuse=frozenset(answer.needs)), port):
+        yield f"{answer.needs} was to help, and did not"
+    if reason.startswith("none"):
+        reuse = frozenset(world.chance.choice(REMEDIES))
+        if bind_really(replace(wish, reuse=reuse), port):
+            yield f"nothing was to help, and {reuse} did"
+
+
+@contextlib.contextmanager
+def without_bind_service() -> Iterator[None]:
+    """Be without CAP_NET_BIND_SERVICE; who has it in the permitted set can have it back."""
+    header = struct.pack("=Ii", CAPABILITY_VERSION, 0)
+    before = ctypes.create_string_buffer(24)
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.capget(header, before):
+        raise OSError(ctypes.get_errno(), "capget")
+    effective, *rest = struct.unpack("=6I", before)
+    if library.capset(header, struct.pack("=6I", effective & ~(1 << CAP_NET_BIND_SERVICE), *rest)):
+        raise OSError(ctypes.get_errno(), "capset")
+    try:
+        yield
+    finally:
+        library.capset(header, before)
+
+
+LANES = {"rules": try_once, "host": try_through_host}
+
+
+def run(count: int, seed: int, *, own: bool, lane: str = "rules") -> Tally:
     """All trials of a seed."""
     tally = Tally()
     world = make_world(random.Random(seed), own=own)
@@ -508,7 +619,7 @@ def run(count: int, seed: int, *, own: bool) -> Tally:
         for number in itertools.count():
             if tally.trials == count:
                 break
-            try_once(world, FIRST_PORT + number % PORTS, tally)
+            LANES[lane](world, FIRST_PORT + number % PORTS, tally)
     return tally
 
 
@@ -518,8 +629,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--place", choices=("own", "shared"), default="own")
+    parser.add_argument("--lane", choices=tuple(LANES), default="rules")
     options = parser.parse_args()
-    tally = run(options.count, options.seed, own=options.place == "own")
+    tally = run(options.count, options.seed, own=options.place == "own", lane=options.lane)
     shares = {key: round(tally.unknown[key] / asked, 4) for key, asked in tally.asked.items()}
     found = {
         "seed": options.seed,

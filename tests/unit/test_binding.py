@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sdtool.analysis.binding import explain_refusal, judge_bind, occupy
+from sdtool.analysis.binding import explain_refusal, judge_bind, occupy, weigh_rules
 from sdtool.analysis.conflicts import CROWD, can_bind, overlaps
 from sdtool.analysis.ownership import join
 from sdtool.model.binding import (
     BindAnswer,
+    BindRules,
     BindScene,
     BindSpec,
     BindVerdict,
@@ -24,13 +26,15 @@ from sdtool.model.binding import (
     Occupant,
     OptionScan,
     PortPermission,
+    PortRule,
     ReuseOption,
     SocketOptions,
 )
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import HolderScan, SocketFacts
 from sdtool.model.unit import ManagerRoots
-from sdtool.render.binding import SHOWN, render_binds
+from sdtool.render.binding import NAMED, SHOWN, render_binds
 from sdtool.render.json import to_plain
+from sdtool.sources.binding import parse_port_rules
 from tests.unit.make import GROUP, UNIT, row, scan
 
 REUSEADDR, REUSEPORT = ReuseOption.REUSEADDR, ReuseOption.REUSEPORT
@@ -82,11 +86,11 @@ def binds(found: BindScene, reuse: Collection[ReuseOption] = PLAIN) -> bool | No
     return can_bind(found, frozenset(reuse))
 
 
-def judged(found: BindScene, **fields: Any) -> BindAnswer:
-    """The answer, with the sockets joined as the host does it."""
+def judged(found: BindScene, look: HolderScan | None = None, **fields: Any) -> BindAnswer:
+    """The answer, with the sockets joined as the host does it; pid 10 holds all, or as told."""
     rows = [one.row for one in found.occupants]
     inodes = {facts.inode for facts in rows if facts.inode}
-    look = scan(*((inode, 10, GROUP) for inode in sorted(inodes)))
+    look = look or scan(*((inode, 10, GROUP) for inode in sorted(inodes)))
     sockets = join(rows, CGROUPS, look, ManagerRoots())
     values = {"address": found.newcomer.address, "port": 80, "protocol": found.newcomer.protocol}
     return judge_bind(BindSpec(**{**values, **fields}), found, sockets)
@@ -226,6 +230,16 @@ def test_kernel_waves_in_the_like_of_what_it_remembers() -> None:
     assert False is binds(scene(listener, alike, newcomer=ours))
 
 
+def test_kernel_waves_in_the_like_of_ipv4_in_ipv6() -> None:
+    """Beside an IPv6 connection of a dual-stack server, which is in the way of IPv4 itself."""
+    child = held(at("::1", state="FIN_WAIT1", v6only=False, uid=1000), REUSEADDR)
+    mapped = held(at("::ffff:0.0.0.0", inode=501), REUSEPORT)
+    ours = newcomer("0.0.0.0")
+    assert False is binds(scene(child, newcomer=ours), (REUSEPORT,))
+    assert None is binds(scene(child, mapped, newcomer=ours), (REUSEPORT,))
+    assert False is binds(scene(child, mapped, newcomer=ours))
+
+
 # UDP -----------------------------------------------------------------------------------------
 
 
@@ -356,7 +370,7 @@ def test_no_names_the_unit_in_the_way() -> None:
         answer.verdict,
         answer.verdict_reason,
     )
-    seen = [(one.unit, one.socket.state, one.peer) for one in answer.conflicts]
+    seen = [(one.unit, one.socket.state, one.socket.peer) for one in answer.conflicts]
     assert [(UNIT, "LISTEN", None), (UNIT, "ESTABLISHED", "127.0.0.1:4711")] == seen
 
 
@@ -394,27 +408,119 @@ def test_reason_of_the_needs_says_what_is_missing(occupant: Occupant, words: str
     assert words in (answer.needs_reason or "")
 
 
-def test_timer_counts_only_for_what_nobody_holds() -> None:
-    """A connection that is held has timers too, which free nothing."""
-    keeping = replace(CHILD, expires_us=5_000_000)
-    answer = judged(scene(held(keeping), blind(OLD)))
-    assert [None, 42_000_000] == [one.expires_us for one in answer.conflicts]
+def test_unit_that_is_not_known_has_its_reason() -> None:
+    """No unit is one thing, and one that may not be seen another."""
+    elsewhere = held(row(cgroup_id=None))
+    hidden = HolderScan(reason="1 process may not be looked into")
+    cases = [
+        (scene(held(row())), scan((500, 10, GROUP)), UNIT, None),
+        (scene(held(row())), scan((500, 10, "/")), None, None),
+        (scene(held(row())), hidden, UNIT, None),
+        (scene(elsewhere), hidden, None, "1 process may not be looked into"),
+        (scene(held(row())), scan(), None, "no process holds it"),
+        (scene(blind(OLD)), scan(), None, None),
+    ]
+    for found, look, unit, reason in cases:
+        (conflict,) = judged(found, look).conflicts
+        assert unit == conflict.unit
+        assert (reason is None) == (conflict.unit_reason is None)
+        assert (reason or "") in (conflict.unit_reason or "")
 
 
 def test_forbidden_port_is_a_no() -> None:
     """Whoever has it: no option helps."""
-    denied = PortPermission(permitted=False, reason="ports below 1024 need it")
+    denied = PortPermission(permitted=False, reason="EACCES: ports below 1024 need it")
     answer = judged(scene(held(CHILD, REUSEADDR), permission=denied))
     assert (BindVerdict.NO, None) == (answer.verdict, answer.needs)
     assert "EACCES: ports below 1024 need it" == answer.verdict_reason
 
 
-@pytest.mark.parametrize("code", ["EADDRNOTAVAIL", "EAFNOSUPPORT", "ENODEV", "EPERM", "EXOTIC"])
+@pytest.mark.parametrize("code", ["EADDRNOTAVAIL", "EAFNOSUPPORT", "ENODEV", "EXOTIC"])
 def test_refused_address_is_a_no(code: str) -> None:
     """With the errno and what it is about, and no sockets: none is in the way."""
     answer = judged(scene(held(row()), newcomer=newcomer(refusal=code)))
     assert (BindVerdict.NO, None, ()) == (answer.verdict, answer.needs, answer.conflicts)
     assert answer.verdict_reason.startswith(f"{code}: ")
+
+
+@pytest.mark.parametrize("code", ["EPERM", "EACCES"])
+def test_forbidden_trial_is_no_answer(code: str) -> None:
+    """A rule that forbids to bind without a port may allow this one."""
+    answer = judged(scene(newcomer=newcomer(refusal=code)))
+    assert (BindVerdict.UNKNOWN, None, ()) == (answer.verdict, answer.needs, answer.conflicts)
+    assert answer.verdict_reason.startswith(f"{code}: ")
+    assert "it may allow this one" in answer.verdict_reason
+    assert "not known, as the verdict" == answer.needs_reason
+
+
+def test_forbidden_trial_leaves_a_forbidden_port_a_no() -> None:
+    """Whatever else is forbidden."""
+    denied = PortPermission(permitted=False, reason="EACCES: ports below 1024 need it")
+    answer = judged(scene(newcomer=newcomer(refusal="EPERM"), permission=denied))
+    assert (BindVerdict.NO, None) == (answer.verdict, answer.needs)
+
+
+ANY = (0, 0, 0, 0)
+EIGHTY = (socket.AF_INET, socket.IPPROTO_TCP, 1, 80)
+RANGE6 = (socket.AF_INET6, 0, 3, 79)
+Rule = tuple[int, int, int, int]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "deny", "allow", "expected"),
+    [
+        (None, [], [ANY], True),
+        (None, [EIGHTY], [], None),
+        (None, [RANGE6], [], True),
+        (None, [EIGHTY], [ANY], True),
+        (None, [ANY], [EIGHTY], True),
+        ("EPERM", [ANY], [EIGHTY], True),
+        ("EPERM", [ANY], [RANGE6], False),
+        ("EPERM", [EIGHTY], [], None),
+        ("EACCES", [ANY], [], None),
+    ],
+)
+def test_rules_of_a_unit_are_weighed(
+    refusal: str | None, deny: list[Rule], allow: list[Rule], expected: bool | None
+) -> None:
+    """What is allowed is not denied; that a rule is in force shows where it forbids the trial."""
+    rules = [BindRules(unit=UNIT, allow=parse_port_rules(allow), deny=parse_port_rules(deny))]
+    spec = BindSpec(address="127.0.0.1", port=80)
+
+    found = weigh_rules(spec, newcomer(refusal=refusal), ALLOWED, rules)
+
+    assert expected is found.permitted
+    assert (expected is True) == (found.reason is None)
+    assert (expected is False) == (found.reason or "").startswith("EPERM: SocketBindDeny= of web")
+
+
+def test_rules_of_every_unit_count() -> None:
+    """One that is not in force may be the one that forbids the port."""
+    rules = [
+        BindRules(unit="a.slice", allow=parse_port_rules([EIGHTY]), deny=parse_port_rules([ANY])),
+        BindRules(unit=UNIT, allow=(), deny=parse_port_rules([EIGHTY])),
+    ]
+    spec = BindSpec(address="127.0.0.1", port=80)
+    found = weigh_rules(spec, newcomer(refusal="EPERM"), ALLOWED, rules)
+    assert None is found.permitted
+    assert f"SocketBindDeny= of {UNIT}" in (found.reason or "")
+
+
+def test_rules_lift_no_other_refusal() -> None:
+    """A low port is one with rules and without."""
+    denied = PortPermission(permitted=False, reason="EACCES: ports below 1024 need it")
+    rules = [BindRules(unit=UNIT, allow=(), deny=parse_port_rules([ANY]))]
+    spec = BindSpec(address="127.0.0.1", port=80)
+    assert denied == weigh_rules(spec, newcomer(), denied, rules)
+
+
+def test_port_rules_are_read_as_the_manager_has_them() -> None:
+    """No number is every port."""
+    assert (
+        PortRule(family=None, protocol=None, first=0, last=65535),
+        PortRule(family="inet", protocol="tcp", first=80, last=80),
+        PortRule(family="inet6", protocol=None, first=79, last=81),
+    ) == parse_port_rules([ANY, EIGHTY, RANGE6])
 
 
 @pytest.mark.parametrize(
@@ -512,6 +618,19 @@ def test_busy_port_is_cut_short() -> None:
     assert "  and 3 sockets more" in printed(judged(scene(*crowd)))
 
 
+def test_crowd_of_holders_is_cut_short() -> None:
+    """With how many are left; of a unit that may not be seen it says so, and why."""
+    many = scan(*((500, 10 + n, GROUP) for n in range(NAMED + 2)))
+    text = printed(judged(scene(held(row())), many))
+    assert (
+        f"; pids 10 (p10), 11 (p11), 12 (p12), {9 + NAMED} (p{9 + NAMED}) and 2 processes" in text
+    )
+    hidden = HolderScan(reason="needs root")
+    text = printed(judged(scene(held(row(cgroup_id=None))), hidden))
+    assert "unknown unit  127.0.0.1:80 LISTEN" in text
+    assert "holders not visible (the kernel names no creating cgroup for it; needs root)" in text
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -534,5 +653,5 @@ def test_json_has_the_names_of_the_model() -> None:
         *("needs", "needs_reason", "conflicts"),
     ] == list(plain)
     assert ("no", ["SO_REUSEADDR"]) == (plain["verdict"], plain["needs"])
-    names = ["socket", "peer", "unit", "manager", "reason", "expires_us"]
+    names = ["socket", "unit", "unit_reason", "manager", "reason"]
     assert names == list(plain["conflicts"][0])
