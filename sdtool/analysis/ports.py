@@ -147,6 +147,8 @@ def _door(socket: Socket, one: Creator | Holder) -> tuple[str | None, Via]:
 
 def _owned_hint(taken: Sequence[Socket]) -> str | None:
     reasons = (s.holders_reason for s in taken if s.holders is None)
+    if any(map(is_unexplained, taken)):
+        return "its manager holds it for a .socket or in a fd store: for which unit is not known"
     return next((reason for reason in reasons if reason), None)
 
 

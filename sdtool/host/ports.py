@@ -57,7 +57,7 @@ async def _look_for_owners(
     session: Session, survey: Survey, spec: PortSpec
 ) -> tuple[PortOwnership, ...]:
     wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
-    rows = survey.read_fast(wanted)
+    rows = survey.read(replace(wanted, which=Which.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
     found = ports.judge_port(spec, joined, survey.reason)
     if any(entry.verdict is PortVerdict.OWNED for entry in found):

@@ -109,13 +109,6 @@ class Survey:
         """The sockets of every network namespace that a process is in, or that is mounted."""
         return self._read(self.census.namespaces, wanted)
 
-    def read_fast(self, wanted: Wanted) -> Rows:
-        """Those that own their port; elsewhere only those that listen, a tenth of the cost."""
-        own, *others = self.census.namespaces
-        here = self._read([own], replace(wanted, which=Which.OWNING))
-        rows = here + self._read(others, replace(wanted, which=Which.LISTENING))
-        return tuple(sorted(rows, key=sockets.by_address))
-
     def read_at(self, address: str, wanted: Wanted) -> Rows:
         """The sockets of the network namespace that has an address, ours aside.
 

@@ -18,6 +18,7 @@ from sdtool.model.process import ProcessRef
 from sdtool.model.sockets import HolderScan, SocketFacts
 from sdtool.sources.copies import (
     Held,
+    Tags,
     copied_socket,
     describe,
     explain_refusal,
@@ -215,11 +216,11 @@ class Sweep:
         """
         opened: dict[int, int] = {}
         found: list[SocketFacts] = []
-        reason = None
+        reason, tags = None, Tags()
         try:
             for held in filter(_has_port, self.find(inodes)):
                 try:
-                    with copied_socket(held) as copy:
+                    with copied_socket(held, tags) as copy:
                         if copy.getsockname()[1]:
                             netns = _note_namespace(copy, known, opened)
                             found += filter(None, [describe(copy, held[2], netns)])
