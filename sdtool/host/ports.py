@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from sdtool.analysis import membership, ports, published
 from sdtool.analysis.cgroups import INIT_SCOPE
