@@ -50,6 +50,7 @@ STATE_WORDS = {
     "CLOSE_WAIT": "has a connection with it, which the peer has closed",
     "TIME_WAIT": "an old connection waits for late packets",
 }
+WAITING = "a connection waits to be accepted by who listens"
 ORPHAN = "a closed connection is not through with its peer"
 
 
@@ -305,6 +306,8 @@ def _by_weight(row: SocketFacts) -> tuple[int, bool]:
 
 
 def _explain_row(row: SocketFacts) -> str:
+    if row.inode is None and row.state in ("ESTABLISHED", "CLOSE_WAIT"):
+        return WAITING
     if row.inode is None and row.state not in ("TIME_WAIT", "SYN_RECV"):
         return ORPHAN
     return STATE_WORDS.get(row.state, "closes a connection with it")

@@ -408,6 +408,21 @@ def test_reason_of_the_needs_says_what_is_missing(occupant: Occupant, words: str
     assert words in (answer.needs_reason or "")
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("ESTABLISHED", "waits to be accepted"),
+        ("CLOSE_WAIT", "waits to be accepted"),
+        ("FIN_WAIT2", "is not through with its peer"),
+        ("TIME_WAIT", "waits for late packets"),
+    ],
+)
+def test_connection_without_a_holder_says_what_it_is(state: str, words: str) -> None:
+    """Not accepted yet, or closed by us: the one is of a server that runs, the other of nobody."""
+    (conflict,) = judged(scene(blind(row(state=state, inode=None, peer_port=9)))).conflicts
+    assert words in conflict.reason
+
+
 def test_unit_that_is_not_known_has_its_reason() -> None:
     """No unit is one thing, and one that may not be seen another."""
     elsewhere = held(row(cgroup_id=None))
