@@ -12,7 +12,7 @@ from sdtool.host.session import Session
 from sdtool.host.survey import Survey
 from sdtool.model.binding import BindAnswer, BindRules, BindScene, BindSpec, Newcomer
 from sdtool.model.scope import is_foreign
-from sdtool.model.sockets import HolderScan, SocketFacts, Wanted
+from sdtool.model.sockets import HolderScan, SocketFacts, Wanted, inodes_of
 from sdtool.sources import binding, cgroups, sockets
 from sdtool.sources.copies import read_options
 
@@ -52,7 +52,7 @@ async def _look_around(session: Session, spec: BindSpec, scene: BindScene) -> Bi
     """The answer for a good address: it is up to the sockets that are there."""
     survey = Survey(session)
     rows, unseen = _read_occupants(survey, spec)
-    inodes = frozenset(row.inode for row in rows if row.inode)
+    inodes = inodes_of(rows)
     scan = survey.sweep.holders_of(inodes) if inodes else HolderScan(complete=True)
     options = read_options(survey.sweep.find(inodes) if inodes else ())
     scene = replace(

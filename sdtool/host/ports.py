@@ -13,7 +13,15 @@ from sdtool.host.survey import Survey
 from sdtool.model.answer import Answer
 from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVerdict
 from sdtool.model.process import ProcessFacts
-from sdtool.model.sockets import HolderScan, Socket, SocketFacts, Wanted, Which, owns_port
+from sdtool.model.sockets import (
+    HolderScan,
+    Socket,
+    SocketFacts,
+    Wanted,
+    Which,
+    inodes_of,
+    owns_port,
+)
 from sdtool.model.unit import Unit, UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.descriptors import Sweep
@@ -49,7 +57,7 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
         if target is not None:
             wanted = Wanted(protocols=PROTOCOLS[target.protocol], port=target.port)
             rows = survey.read_at(target.address, wanted)
-            scan = survey.sweep.holders_of(_inodes(rows))
+            scan = survey.sweep.holders_of(inodes_of(rows))
             targets[pid] = target, await survey.join(rows, scan)
     return targets
 
@@ -65,7 +73,7 @@ async def _look_for_owners(
         return found
     # Nobody is known to have it: before that is said, look where it costs more.
     rows = survey.read(wanted) + survey.read_deeper(wanted)
-    joined = await survey.join(rows, survey.sweep.holders_of(_inodes(rows)))
+    joined = await survey.join(rows, survey.sweep.holders_of(inodes_of(rows)))
     found = ports.judge_port(spec, joined, survey.reason or survey.caveat)
     return published.mention_rewriting(found, (survey.ids or {}).values())
 
@@ -89,7 +97,7 @@ def _scan_likely_holders(
         scan = Sweep(pids).holders_of(inodes)
         if inodes == {inode for inode, _, _ in scan.by_inode}:
             return scan
-    return survey.sweep.holders_of(_inodes(rows))
+    return survey.sweep.holders_of(inodes_of(rows))
 
 
 async def read_listeners(
@@ -103,7 +111,7 @@ async def read_listeners(
     """
     wanted = _listening(unix)
     rows = survey.read(wanted) + survey.read_deeper(wanted)
-    scan = survey.sweep.holders_of(_inodes(rows))
+    scan = survey.sweep.holders_of(inodes_of(rows))
     return await survey.join(rows, scan, managers)
 
 
@@ -181,7 +189,7 @@ async def _own_of_cgroup(
 ) -> tuple[tuple[Socket, ...], str | None]:
     survey = Survey(session, pids)
     own = survey.read_of_cgroup(group, wanted)
-    inodes = _inodes(own)
+    inodes = inodes_of(own)
     scan = survey.sweep.holders_of(inodes)
     if inodes - survey.sweep.sockets:
         # Made here and held by others: by the manager for a .socket unit, or passed on.
@@ -194,7 +202,3 @@ def _missing_sockets(survey: Survey, scan: HolderScan) -> str | None:
     if scan.reason:
         reasons.append(f"sockets passed to it from outside are not shown: {scan.reason}")
     return "; ".join(reasons) or None
-
-
-def _inodes(rows: Sequence[SocketFacts]) -> frozenset[int]:
-    return frozenset(row.inode for row in rows if row.inode)

@@ -22,6 +22,7 @@ from sdtool.model.sockets import (
     SocketUnit,
     Wanted,
     Which,
+    inodes_of,
 )
 from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
 from sdtool.sources.descriptors import Sweep
@@ -136,7 +137,7 @@ class Survey:
         unlisted = self.sweep.sockets - listed if listed is not None else frozenset()
         with self.sweep.look_closer(unlisted, known) as closer:
             rows += self._read(closer.namespaces, wanted)
-        listed_now = _inodes(rows)
+        listed_now = inodes_of(rows)
         self._uncopied = closer.reason
         rows += tuple(
             replace(row, elsewhere=row.netns != self.census.namespaces[0].inode)
@@ -165,9 +166,9 @@ class Survey:
         ids = {key for key, path in (self.ids or {}).items() if f"{path}/".startswith(below)}
         few = tuple(sorted(ids)) if self.ids is not None and len(ids) <= MAX_FILTERED else None
         rows = self.read(replace(wanted, cgroups=few))
-        if few is not None and self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
+        if few is not None and self.sweep.with_ports(self.sweep.sockets - inodes_of(rows)):
             rows = self.read(wanted)
-        if self.sweep.with_ports(self.sweep.sockets - _inodes(rows)):
+        if self.sweep.with_ports(self.sweep.sockets - inodes_of(rows)):
             rows += self.read_deeper(wanted)
         held = self.sweep.sockets
         return tuple(row for row in rows if row.cgroup_id in ids or row.inode in held)
@@ -250,10 +251,6 @@ class Survey:
         if not any(ownership.may_be_stored(socket, name) for socket in left):
             return behind
         return replace(behind, stores=await manager.list_fd_stores())
-
-
-def _inodes(rows: Iterable[SocketFacts]) -> frozenset[int]:
-    return frozenset(row.inode for row in rows if row.inode)
 
 
 def _read_here(wanted: Wanted) -> Rows | SdtoolError:

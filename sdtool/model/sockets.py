@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -145,6 +146,11 @@ class SocketFacts:
     elsewhere: bool = False
     path: str | None = None
     source: SocketSource = SocketSource.SOCK_DIAG
+
+
+def inodes_of(rows: Iterable[SocketFacts]) -> frozenset[int]:
+    """Of the sockets that a process can hold."""
+    return frozenset(row.inode for row in rows if row.inode)
 
 
 def owns_port(row: SocketFacts | Socket) -> bool:

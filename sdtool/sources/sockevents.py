@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted, Which, is_listening
+from sdtool.model.sockets import SocketFacts, Wanted, Which, inodes_of, is_listening
 from sdtool.model.stop import Event, EventKind, EventSource
 from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
@@ -76,7 +76,7 @@ class SocketObserver:
         ]
         self.listeners += tuple(listening)
         self._by_cookie.update((row.cookie, row) for row in listening)
-        return frozenset(row.inode for row in rows if row.inode)
+        return inodes_of(rows)
 
     def _arm_here(self, wanted: Wanted) -> tuple[SocketFacts, ...]:
         # Armed before the dump: a socket that goes between the two would never be missed.
