@@ -30,6 +30,13 @@ def port_command(
             show_default=False,
         ),
     ] = None,
+    all_holders: Annotated[
+        bool,
+        typer.Option(
+            "--all-holders",
+            help="Look at every process, also where those of the unit that made it hold it.",
+        ),
+    ] = False,
     binds: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,7 +58,9 @@ def port_command(
             "PORT and --bind are two questions." if ports else "No port is asked about.",
             hint="sdtool port 80, or: sdtool port --bind '*:80'",
         )
-    return _show_binds(invocation, binds) if binds else _show_owners(invocation, ports or [])
+    if binds:
+        return _show_binds(invocation, binds)
+    return _show_owners(invocation, ports or [], all_holders)
 
 
 def _show_binds(invocation: Invocation, texts: Sequence[str]) -> int:
@@ -61,9 +70,9 @@ def _show_binds(invocation: Invocation, texts: Sequence[str]) -> int:
     return invocation.finish(answer, show_binds, bad=bad)
 
 
-def _show_owners(invocation: Invocation, ports: Sequence[str]) -> int:
+def _show_owners(invocation: Invocation, ports: Sequence[str], all_holders: bool) -> int:
     specs = [parse_port(text) for text in ports]
-    answer = invocation.ask(lambda host: host.port(specs))
+    answer = invocation.ask(lambda host: host.port(specs, all_holders=all_holders))
     owned = {(entry.port, entry.protocol) for entry in answer.data if _is_owned(entry.verdict)}
     bad = not all(_is_answered(spec, owned) for spec in specs)
     return invocation.finish(answer, show_ports, bad=bad)

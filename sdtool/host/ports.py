@@ -29,21 +29,33 @@ from sdtool.sources.descriptors import Sweep
 PROTOCOLS = {"tcp": ("tcp", "mptcp"), "udp": ("udp",), None: ("tcp", "mptcp", "udp")}
 
 
-async def own_ports(session: Session, specs: Sequence[PortSpec]) -> Answer[PortOwnership]:
+async def own_ports(
+    session: Session, specs: Sequence[PortSpec], *, all_holders: bool = False
+) -> Answer[PortOwnership]:
     """Who owns each port, each asked about once.
 
     Each is looked for anew: a manager that is asked about the one before may take its time, and
     what was read until then be no longer true.
+
+    Args:
+        all_holders: Look at every process, also where those of the creator hold the socket.
     """
-    answers = await ask_each(dict.fromkeys(specs), lambda spec: _own_port(session, spec))
+    answers = await ask_each(
+        dict.fromkeys(specs), lambda spec: _own_port(session, spec, all_holders)
+    )
     notes = dict.fromkeys(note for answer in answers.data for note in answer.notes)
     found = tuple(entry for answer in answers.data for entry in answer.data)
     return Answer(data=found, errors=answers.errors, notes=tuple(notes))
 
 
-async def _own_port(session: Session, spec: PortSpec) -> Answer[PortOwnership]:
+async def _own_port(session: Session, spec: PortSpec, all_holders: bool) -> Answer[PortOwnership]:
+    wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
     survey = Survey(session)
-    found = await _look_for_owners(session, survey, spec)
+    found = () if all_holders else await _find_likely_owners(session, survey, spec, wanted)
+    if not found:
+        # Nobody is known to have it: before that is said, look anew, and where it costs more.
+        survey = Survey(session)
+        found = await _find_all_owners(survey, spec, wanted)
     targets = await _read_targets(survey, published.proxies_of(found))
     named = tuple(published.name_published(entry, targets) for entry in found)
     return Answer(data=named, notes=survey.unasked)
@@ -62,16 +74,19 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
     return targets
 
 
-async def _look_for_owners(
-    session: Session, survey: Survey, spec: PortSpec
+async def _find_likely_owners(
+    session: Session, survey: Survey, spec: PortSpec, wanted: Wanted
 ) -> tuple[PortOwnership, ...]:
-    wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
+    """Who owns the port, where that is seen at first sight; none where it is not."""
     rows = survey.read(replace(wanted, which=Which.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
     found = ports.judge_port(spec, joined, survey.reason)
-    if any(entry.verdict is PortVerdict.OWNED for entry in found):
-        return found
-    # Nobody is known to have it: before that is said, look where it costs more.
+    return found if any(entry.verdict is PortVerdict.OWNED for entry in found) else ()
+
+
+async def _find_all_owners(
+    survey: Survey, spec: PortSpec, wanted: Wanted
+) -> tuple[PortOwnership, ...]:
     rows = survey.read(wanted) + survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(inodes_of(rows)))
     found = ports.judge_port(spec, joined, survey.reason or survey.caveat)

@@ -233,6 +233,18 @@ def test_passed_socket_belongs_to_its_maker_who_holds_it(
     assert found["holders_reason"]
 
 
+def test_all_holders_are_named_when_asked_for(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """--all-holders looks at every process: who was given it owns the port too."""
+    giver, taker = give_and_take(situations, port)
+
+    (entry,) = data(sdtool("port", f"{port}/tcp", "--all-holders", "--json"))
+
+    assert {(giver, "holder"), (taker, "holder")} == set(owners(entry))
+    assert {situations.main_pid(giver), situations.main_pid(taker)} == holders(entry)
+
+
 def test_passed_socket_belongs_to_its_taker_alone(
     sdtool: Client, situations: Situations, manager: Bench, port: int
 ) -> None:
