@@ -115,7 +115,8 @@ class Census:
         processes_reason: Why that is known of none; None when it is known.
         ports: The listening ports that it owns.
         ports_reason: Why that is known of none; None when it is known.
-        hidden_ports: Units that may have others, and why that is not known.
+        hidden_ports: Units of which none may be known for another reason, and that reason.
+        socket_doubt: Why it is not known of .socket units; None when it is known.
     """
 
     groups: Mapping[UnitKey, str]
@@ -124,6 +125,7 @@ class Census:
     ports: Mapping[UnitKey, tuple[str, ...]]
     ports_reason: str | None
     hidden_ports: Mapping[UnitKey, str]
+    socket_doubt: str | None
 
 
 def take_census(
@@ -134,8 +136,8 @@ def take_census(
     *,
     processes_reason: str | None = None,
     ports_reason: str | None = None,
-    unseen: Collection[int] = (),
-    unseen_reason: str = "",
+    unseen: Mapping[int, str] | None = None,
+    socket_doubt: str | None = None,
 ) -> Census:
     """Count processes and ports for the units of every manager.
 
@@ -145,8 +147,8 @@ def take_census(
         listeners: Listening sockets joined with their owners.
         processes_reason: Why there are no ``members``, where they could not be read.
         ports_reason: Why there are no ``listeners``, where their owners are not known.
-        unseen: Processes whose sockets were not all seen, by pid.
-        unseen_reason: Why they were not.
+        unseen: Processes that may have sockets that were not seen, by pid, and why that is so.
+        socket_doubt: Why managers may hold sockets for .socket units that are not known.
     """
     levels = {path: read_levels(path, roots) for path in dict.fromkeys((*cgroups, *members))}
     return Census(
@@ -155,13 +157,20 @@ def take_census(
         processes_reason=processes_reason,
         ports=_ports_by_unit(listeners),
         ports_reason=ports_reason,
-        hidden_ports={
-            (manager, names[-1]): unseen_reason
-            for path, pids in members.items()
-            if not frozenset(unseen).isdisjoint(pids)
-            for manager, names in levels[path]
-        },
+        hidden_ports=_hidden_ports(members, levels, unseen or {}),
+        socket_doubt=socket_doubt,
     )
+
+
+def _hidden_ports(
+    members: Mapping[str, Sequence[int]], levels: Mapping[str, Levels], unseen: Mapping[int, str]
+) -> dict[UnitKey, str]:
+    found: dict[UnitKey, str] = {}
+    for path, pids in members.items():
+        reasons = [unseen[pid] for pid in pids if pid in unseen]
+        for manager, names in levels[path] if reasons else ():
+            found.setdefault((manager, names[-1]), reasons[0])
+    return found
 
 
 def list_units(
@@ -179,7 +188,8 @@ def list_units(
 def _list_unit(unit: Unit, census: Census, manager: str, user: str | None) -> ListedUnit:
     key = manager, unit.name
     no_processes = census.processes_reason
-    no_ports = census.ports_reason or census.hidden_ports.get(key)
+    ports = census.ports.get(key, ())
+    no_ports = census.ports_reason or (None if ports else _doubt_ports(unit, census, key))
     return ListedUnit(
         name=unit.name,
         description=unit.description,
@@ -193,10 +203,17 @@ def _list_unit(unit: Unit, census: Census, manager: str, user: str | None) -> Li
         manager_user=user,
         processes=None if no_processes else census.processes.get(key, 0),
         processes_reason=no_processes,
-        ports=None if no_ports else census.ports.get(key, ()),
+        ports=None if no_ports else ports,
         ports_reason=no_ports,
         unread_reason=NOT_READ,
     )
+
+
+def _doubt_ports(unit: Unit, census: Census, key: UnitKey) -> str | None:
+    """Why a unit of which no port was found may have one all the same."""
+    if unit.unit_type == "socket" and unit.active_state not in ENDED:
+        return census.socket_doubt
+    return census.hidden_ports.get(key)
 
 
 def _count_processes(

@@ -113,7 +113,7 @@ def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
         )
     if socket.holders == () and socket.holders_complete:
         return _kernels(socket)
-    if socket.creator is not None and (socket.creator.unit or socket.creator.container):
+    if socket.creator is not None and socket.creator.control_group != "/":
         unit, via = _door(socket, socket.creator)
         return (
             PortOwner(
@@ -166,9 +166,9 @@ def _unknown_hint(taken: Sequence[Socket]) -> str:
 
 def _created_outside(socket: Socket) -> str | None:
     creator = socket.creator
-    if creator is None or creator.unit is not None:
+    if creator is None or creator.control_group != "/":
         return None
-    return f"it was created outside every unit (in cgroup {creator.control_group})"
+    return "it was created outside every unit"
 
 
 def _block(socket: Socket) -> PortBlock:
@@ -241,7 +241,7 @@ def doubt_unfound(
     """
     rows = tuple(rows)
     why = explain_unowned(rows) or reason
-    behind = _explain_unexplained(rows)
+    behind = explain_unexplained(rows)
     doubtful = (
         (unit, (behind if unit.unit_type == "socket" else None) or why)
         for unit in units
@@ -254,7 +254,7 @@ def doubt_unfound(
     )
 
 
-def _explain_unexplained(rows: Iterable[ListeningSocket]) -> str | None:
+def explain_unexplained(rows: Iterable[ListeningSocket]) -> str | None:
     """That managers hold sockets for units that are not known; None when all are known."""
     unknown = {row.socket for row in rows if is_unexplained(row.socket)}
     if not unknown:

@@ -25,6 +25,8 @@ from sdtool.sources.namespaces import ENTER_HINT
 from sdtool.sources.processes import read_user_name
 from sdtool.sources.reach import read_manager_pid
 
+CLOSED = "its network namespace may not be entered"
+
 
 async def list_units(
     session: Session, patterns: Sequence[str], filters: ListFilter
@@ -74,18 +76,21 @@ async def read_census(
         pid = read_manager_pid(manager)
         behind = ManagersSockets(manager=manager, pid=pid, units=tuple(units))
         listeners = name_units_behind(listeners, behind)
-    reason = explain_no_owners(listeners)
+    rows = ports.name_listeners(listeners)
+    # As in ``ports UNIT``: what nobody is known to own may be of whom we cannot look into.
+    doubt = ports.explain_unowned(rows) or survey.reason
+    hidden: dict[int, str] = dict.fromkeys(survey.sweep.hidden, doubt) if doubt else {}
+    hidden |= dict.fromkeys(survey.unseen_pids, f"{CLOSED}: {ENTER_HINT}")
     census = membership.take_census(
         tree.paths,
         tree.members,
         listeners,
         roots,
-        ports_reason=reason,
-        unseen=survey.unseen_pids,
-        unseen_reason=f"its network namespace may not be entered: {ENTER_HINT}",
+        ports_reason=explain_no_owners(listeners),
+        unseen=hidden,
+        socket_doubt=ports.explain_unexplained(rows) or doubt,
     )
-    doubt = None if reason else ports.explain_unowned(ports.name_listeners(listeners))
-    return census, (*([doubt] if doubt else []), *survey.notes)
+    return census, survey.unasked
 
 
 def unit_patterns(patterns: Sequence[str]) -> list[str]:

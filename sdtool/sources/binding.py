@@ -117,7 +117,7 @@ def read_port_permission(port: int) -> PortPermission:
     if _may_bind_low_ports():
         return PortPermission(permitted=True)
     try:
-        with open(UNPRIVILEGED_PORTS, encoding="ascii") as file:
+        with open(UNPRIVILEGED_PORTS, "rb") as file:
             start = int(file.read())
     except OSError as error:
         if error.errno in EXHAUSTED:

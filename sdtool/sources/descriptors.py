@@ -129,16 +129,17 @@ class Sweep:
 
     Attributes:
         pids: Those that were looked at.
+        hidden: Those of them whose descriptors may not be seen.
     """
 
     def __init__(self, pids: Iterable[int] | None = None) -> None:
         self._all = pids is None
         self._found: dict[int, Descriptors] = {}
-        self._hidden = 0
+        self.hidden: set[int] = set()
         self.pids = tuple(read_pids() if pids is None else pids)
         for pid, held in (one for part in spread(self.pids, _look) for one in part):
             if held is None:
-                self._hidden += 1
+                self.hidden.add(pid)
             elif held.sockets or held.namespaces:
                 self._found[pid] = held
 
@@ -147,8 +148,8 @@ class Sweep:
         """Whose descriptors were not seen, and what would permit it; None when all were."""
         if self._all and hides_processes():
             return f"other users' processes are hidden: {HIDDEN}"
-        if self._hidden:
-            many = "1 process" if self._hidden == 1 else f"{self._hidden} processes"
+        if self.hidden:
+            many = "1 process" if len(self.hidden) == 1 else f"{len(self.hidden)} processes"
             return f"{many} may not be looked into: {PTRACE_HINT}"
         return None
 

@@ -9,14 +9,49 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
 
 MAX_THREADS = 4
 WORTH_A_THREAD = 150
 """Below some 150 questions of 4 us the thread itself costs more."""
+
+
+def overlap(beside: Callable[[], A], here: Callable[[], B]) -> tuple[A, B]:
+    """Have two things done at the same time, the first by a thread that leaves nothing behind."""
+    done: list[A] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(beside())
+        except BaseException as error:
+            failures.append(error)
+
+    helper = _start(run)
+    try:
+        found = here()
+    finally:
+        if helper is not None:
+            helper.join()
+    if failures:
+        raise failures[0]
+    return done[0], found
+
+
+def _start(run: Callable[[], None]) -> threading.Thread | None:
+    """Start a thread; None, with the work done, where there are no more for us (TasksMax=)."""
+    helper = threading.Thread(target=run, daemon=True)
+    try:
+        helper.start()
+    except RuntimeError:
+        run()
+        return None
+    return helper
 
 
 def spread(items: Sequence[A], work: Callable[[Sequence[A]], T]) -> list[T]:
@@ -42,17 +77,9 @@ def spread(items: Sequence[A], work: Callable[[Sequence[A]], T]) -> list[T]:
         except BaseException as error:
             failures.append(error)
 
-    helpers = []
-    for index in range(1, len(parts)):
-        helper = threading.Thread(target=run, args=(index,), daemon=True)
-        try:
-            helper.start()
-        except RuntimeError:
-            run(index)  # no more threads for us (TasksMax=)
-        else:
-            helpers.append(helper)
+    helpers = [_start(partial(run, index)) for index in range(1, len(parts))]
     run(0)
-    for helper in helpers:
+    for helper in filter(None, helpers):
         helper.join()
     if failures:
         raise failures[0]

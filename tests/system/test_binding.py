@@ -417,7 +417,7 @@ def test_lack_of_descriptors_is_said(spare: int) -> None:
     done = run_python(NO_DESCRIPTORS, str(spare))
     assert 0 == done.returncode, done.stderr
     said = done.stdout.strip()
-    assert said in ("no", "No socket can be made to try it out: Too many open files.")
+    assert said == "no" or "Too many open files" in said
     assert spare > 0 or said != "no"
 
 

@@ -105,7 +105,9 @@ def test_odd_name_is_the_same_everywhere(sdtool: Client, systemctl: Client, odd:
 
     assert (odd, 1, ["18099/tcp"]) == (row["name"], row["processes"], row["ports"])
     assert (odd, [int(main)]) == (trace["unit"], [p["pid"] for p in trace["processes"]])
-    assert [odd] == [owner["unit"] for owner in port["owners"]]
+    # Elsewhere, in a container say, the same tests may run.
+    owners = [owner for owner in port["owners"] if not owner["socket"]["elsewhere"]]
+    assert [odd] == [owner["unit"] for owner in owners]
     assert odd in (pid["unit"], pid["user_unit"])
     assert odd == listener["unit"]
     assert odd in text

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.sources.spread import spread
+from sdtool.sources.spread import overlap, spread
 
 
 @given(st.integers(0, 2000))
@@ -35,3 +35,23 @@ def test_no_thread_is_left() -> None:
     before = threading.active_count()
     spread(range(1000), len)
     assert before == threading.active_count()
+
+
+def test_two_things_at_once_come_back_in_order() -> None:
+    """What the thread found stands first; its failure is not lost, nor is ours."""
+    assert (1, 2) == overlap(lambda: 1, lambda: 2)
+    with pytest.raises(ZeroDivisionError):
+        overlap(lambda: 1 // 0, lambda: 2)
+    with pytest.raises(ZeroDivisionError):
+        overlap(lambda: 1, lambda: 2 // 0)
+
+
+def test_work_is_done_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TasksMax= of a unit: then by ourselves."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert (1, 2) == overlap(lambda: 1, lambda: 2)
+    assert list(range(1000)) == [item for part in spread(range(1000), list) for item in part]
