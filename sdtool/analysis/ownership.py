@@ -286,8 +286,12 @@ def doubt_kernel(sockets: Iterable[Socket]) -> tuple[Socket, ...]:
 
 def is_rootless(socket: Socket) -> bool:
     """Whether nobody holds a socket that was made outside every unit: the kernel's own."""
-    in_root = socket.creator is not None and socket.creator.control_group == "/"
-    return socket.inode is not None and socket.holders == () and in_root
+    return socket.inode is not None and socket.holders == () and is_made_outside(socket)
+
+
+def is_made_outside(socket: Socket) -> bool:
+    """Whether it was created in the root cgroup: outside every unit, or by the kernel."""
+    return socket.creator is not None and socket.creator.control_group == "/"
 
 
 def listens_on(listen: ListenAddress, socket: Socket) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from sdtool.analysis.cgroups import INIT_SCOPE
-from sdtool.analysis.ownership import is_rootless, is_unexplained
+from sdtool.analysis.ownership import is_made_outside, is_rootless, is_unexplained
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import Unavailable
 from sdtool.model.ports import (
@@ -113,7 +113,7 @@ def socket_owners(socket: Socket) -> tuple[PortOwner, ...]:
         )
     if socket.holders == () and socket.holders_complete:
         return _kernels(socket)
-    if socket.creator is not None and socket.creator.control_group != "/":
+    if socket.creator is not None and not is_made_outside(socket):
         unit, via = _door(socket, socket.creator)
         return (
             PortOwner(
@@ -156,19 +156,16 @@ def _unknown_hint(taken: Sequence[Socket]) -> str:
     reasons = (
         reason
         for s in taken
-        for reason in (_created_outside(s), s.creator_reason, s.holders_reason)
+        for reason in (
+            "it was created outside every unit" if is_made_outside(s) else None,
+            s.creator_reason,
+            s.holders_reason,
+        )
         if reason
     )
     return "; ".join(dict.fromkeys(reasons)) or (
         "no process holds it: it may be on its way from one to another (unix(7), SCM_RIGHTS)"
     )
-
-
-def _created_outside(socket: Socket) -> str | None:
-    creator = socket.creator
-    if creator is None or creator.control_group != "/":
-        return None
-    return "it was created outside every unit"
 
 
 def _block(socket: Socket) -> PortBlock:
@@ -259,8 +256,11 @@ def explain_unexplained(rows: Iterable[ListeningSocket]) -> str | None:
     unknown = {row.socket for row in rows if is_unexplained(row.socket)}
     if not unknown:
         return None
-    many = "1 socket" if len(unknown) == 1 else f"{len(unknown)} sockets"
-    return f"which unit its manager holds {many} for is not known"
+    return f"which unit its manager holds {_many(unknown)} for is not known"
+
+
+def _many(sockets: Collection[Socket]) -> str:
+    return "1 socket" if len(sockets) == 1 else f"{len(sockets)} sockets"
 
 
 def _can_listen(unit: Unit) -> bool:
@@ -277,5 +277,4 @@ def explain_unowned(rows: Iterable[ListeningSocket]) -> str | None:
     unknown = [s for s in sockets if s.creator is None and s.holders is None]
     if not unknown:
         return None
-    many = "1 socket" if len(unknown) == 1 else f"{len(unknown)} sockets"
-    return f"the owner of {many} is not known: {_unknown_hint(unknown)}"
+    return f"the owner of {_many(unknown)} is not known: {_unknown_hint(unknown)}"

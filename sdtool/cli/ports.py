@@ -34,7 +34,7 @@ def port_command(
         bool,
         typer.Option(
             "--all-holders",
-            help="Look at every process, also where those of the unit that made it hold it.",
+            help="Look at every process and socket, also where who made one holds and listens.",
         ),
     ] = False,
     binds: Annotated[

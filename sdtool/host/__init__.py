@@ -20,7 +20,6 @@ from contextlib import nullcontext
 from types import TracebackType
 
 from sdtool.host.asking import ask_each, resolve, split
-from sdtool.host.binding import try_bind
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
 from sdtool.host.facilities import read_facilities
@@ -117,12 +116,15 @@ class Host:
 
         Args:
             all_holders: Look at every process, also where those of the creator hold the socket:
-                who else has a descriptor of it keeps the port too. It costs 50 us a process.
+                who else has a descriptor of it keeps the port too. And for what is merely bound
+                where somebody listens. It costs 50 us a process.
         """
         return await own_ports(self._session, specs, all_holders=all_holders)
 
     async def bindable(self, specs: Sequence[BindSpec]) -> Answer[BindAnswer]:
         """Whether we could bind each, and listen, now and in our own network namespace."""
+        from sdtool.host.binding import try_bind  # a start-up cost that only --bind has to pay
+
         return await ask_each(specs, lambda spec: try_bind(self._session, spec))
 
     async def ports(

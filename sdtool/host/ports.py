@@ -27,6 +27,7 @@ from sdtool.sources import cgroups, processes
 from sdtool.sources.descriptors import Sweep
 
 PROTOCOLS = {"tcp": ("tcp", "mptcp"), "udp": ("udp",), None: ("tcp", "mptcp", "udp")}
+EVERY_PROTOCOL = (*PROTOCOLS[None], "unix")
 
 
 async def own_ports(
@@ -38,7 +39,8 @@ async def own_ports(
     what was read until then be no longer true.
 
     Args:
-        all_holders: Look at every process, also where those of the creator hold the socket.
+        all_holders: Look at every process, also where those of the creator hold the socket; and
+            for sockets that are bound beside one that listens.
     """
     answers = await ask_each(
         dict.fromkeys(specs), lambda spec: _own_port(session, spec, all_holders)
@@ -116,28 +118,29 @@ def _scan_likely_holders(
 
 
 async def read_listeners(
-    survey: Survey, *, unix: bool = False, managers: Collection[str] | None = None
+    survey: Survey,
+    protocols: tuple[str, ...] = PROTOCOLS[None],
+    managers: Collection[str] | None = None,
 ) -> tuple[Socket, ...]:
     """Every listening socket with its owners.
 
     Args:
-        unix: AF_UNIX sockets instead of those with a port.
         managers: Ask no others what they hold sockets for; None for all that hold any.
     """
-    wanted = _listening(unix)
+    wanted = Wanted(protocols=protocols, which=Which.LISTENING)
     rows = survey.read(wanted) + survey.read_deeper(wanted)
     scan = survey.sweep.holders_of(inodes_of(rows))
     return await survey.join(rows, scan, managers)
 
 
-def _listening(unix: bool) -> Wanted:
-    return Wanted(protocols=("unix",) if unix else PROTOCOLS[None], which=Which.LISTENING)
+def _protocols(unix: bool) -> tuple[str, ...]:
+    return ("unix",) if unix else PROTOCOLS[None]
 
 
 async def own_listeners(session: Session, *, unix: bool = False) -> Answer[ListeningSocket]:
     """Every listening socket by unit; the notes say why there may be more."""
     survey = Survey(session)
-    found = ports.name_listeners(await read_listeners(survey, unix=unix))
+    found = ports.name_listeners(await read_listeners(survey, _protocols(unix)))
     return Answer(data=found, notes=survey.notes)
 
 
@@ -146,11 +149,12 @@ async def own_listeners_of(
 ) -> Answer[ListeningSocket]:
     """The listening sockets of units; one that may have some unseen is an error."""
     roots = await session.roots()
+    wanted = Wanted(protocols=_protocols(unix), which=Which.LISTENING)
     found: list[ListeningSocket] = []
     left: dict[str, Unit] = {}
     for details in units:
         unit = details.unit
-        own = await _own_quickly(session, details, _listening(unix))
+        own = await _own_quickly(session, details, wanted)
         if own is None:
             left[unit.name] = unit
         else:
@@ -188,14 +192,13 @@ async def own_sockets(
     """
     if unit.unit_type == "socket":
         survey = Survey(session)
-        every = (*await read_listeners(survey), *await read_listeners(survey, unix=True))
-        rows = ports.name_listeners(every)
+        rows = ports.name_listeners(await read_listeners(survey, EVERY_PROTOCOL))
         own = membership.filter_listeners(rows, {unit.name}, await session.roots())
         return tuple(row.socket for row in own), survey.reason
     if unit.control_group is None:
         return (), None
     pids = [process.id.pid for process in members]
-    wanted = Wanted(protocols=("tcp", "mptcp", "udp", "unix"))
+    wanted = Wanted(protocols=EVERY_PROTOCOL)
     return await _own_of_cgroup(session, unit.control_group, pids, wanted)
 
 

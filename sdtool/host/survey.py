@@ -28,7 +28,6 @@ from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.namespaces import ENTER_HINT, NamespaceCensus, NetworkNamespace
 from sdtool.sources.reach import read_manager_pid
-from sdtool.sources.spread import overlap
 
 Rows = tuple[SocketFacts, ...]
 
@@ -109,11 +108,7 @@ class Survey:
 
     def read(self, wanted: Wanted) -> Rows:
         """The sockets of every network namespace that a process is in, or that is mounted."""
-        # The kernel takes milliseconds over a dump; meanwhile we can ask it where all others are.
-        here, census = overlap(partial(_read_here, wanted), lambda: self.census)
-        own, *others = census.namespaces
-        rows = self._take(own, here, wanted) + self._read(others, wanted)
-        return tuple(sorted(rows, key=sockets.by_address))
+        return self._read(self.census.namespaces, wanted)
 
     def read_at(self, address: str, wanted: Wanted) -> Rows:
         """The sockets of the network namespace that has an address, ours aside.

@@ -71,6 +71,8 @@ async def read_census(
         return none, ()
     tree = cgroups.read_tree(session.mount, top)
     survey = Survey(session)
+    if top == "/":
+        survey.ids = tree.ids  # the whole has been walked already
     listeners = await read_listeners(survey, managers=[session.scope])
     for manager, units in socket_units.items():
         pid = read_manager_pid(manager)

@@ -77,8 +77,9 @@ class Which(StrEnum):
     """Sockets in which states: to ask for less is faster.
 
     ``LISTENING`` are those that take connections or datagrams from anybody: LISTEN, unconnected
-    UDP, AF_UNIX with a name. ``OWNING`` are all that own their port: those bound only, and
-    connected UDP too.
+    UDP, AF_UNIX with a name. ``OWNING`` are all that own their port: connected UDP too, and of TCP
+    those that are bound and do not listen. Of one port these come only from a network namespace
+    where nobody listens on it.
     """
 
     ALL = "all"

@@ -16,12 +16,11 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import Any
 
 from sdtool.model.binding import OptionScan, SocketOptions
 from sdtool.model.sockets import SocketFacts
-from sdtool.sources.processes import PTRACE_HINT, read_capabilities
+from sdtool.sources.libc import call
+from sdtool.sources.processes import PTRACE_HINT, may_look_into_others
 from sdtool.sources.sockets import CLOSE, PROTOCOLS, SOCKET_TYPES, state_name
 
 PIDFD_GETFD = 438  # the same on every architecture that has it
@@ -30,8 +29,7 @@ SO_DOMAIN = 39
 SO_BINDTOIFINDEX = 62
 SIOCGSKNS = 0x894C
 
-CAP_DAC_READ_SEARCH = 2
-CAP_SYS_PTRACE = 19
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 TAGGING = (b"net_cls", b"net_prio")
 
@@ -44,7 +42,6 @@ BEYOND = (
 )
 NETNS_HINT = "to name the network namespace of a socket needs CAP_NET_ADMIN there"
 ASKING_NETNS = "SIOCGSKNS"
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Held = tuple[int, int, int]
 """(pid, descriptor, inode) of a socket that a process holds."""
@@ -113,14 +110,13 @@ def explain_refusal(error: OSError) -> str:
         return UNSUPPORTED
     if code == errno.EXDEV:
         return TAGGED
-    if code in EXHAUSTED or not isinstance(error, PermissionError):
+    if not isinstance(error, PermissionError):
         return f"a copy could not be made: {error.strerror}"
     if error.filename == ASKING_NETNS:
         return NETNS_HINT
     if not may_copy():
         return FILTERED
-    able = {CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE} <= read_capabilities()
-    return BEYOND if able else PTRACE_HINT
+    return BEYOND if may_look_into_others() else PTRACE_HINT
 
 
 def may_copy() -> bool:
@@ -137,21 +133,12 @@ def may_copy() -> bool:
 
 
 def _get_descriptor(pidfd: int, fd: int) -> int:
-    import ctypes  # 5 ms, where a socket is in none of the lists
-
-    number = int(_library().syscall(PIDFD_GETFD, pidfd, fd, 0))
-    if number >= 0:
-        return number
-    code = ctypes.get_errno()
-    code = errno.ENOENT if code in (errno.EBADF, errno.ESRCH) else code
-    raise OSError(code, os.strerror(code))
-
-
-@cache
-def _library() -> Any:
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
+    try:
+        return call("syscall", PIDFD_GETFD, pidfd, fd, 0)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ESRCH):
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
 
 
 def _wrap(number: int) -> socket.socket:
@@ -208,13 +195,12 @@ def _read_options(copy: socket.socket) -> SocketOptions:
     )
 
 
-def describe(copy: socket.socket, inode: int, netns: int) -> SocketFacts | None:
+def describe(copy: socket.socket, inode: int) -> SocketFacts | None:
     """A socket that has a port as sock_diag would show it; None for one that has none.
 
-    Its creator is not told, nor its cookie.
+    Its creator is not told, nor its cookie, nor its network namespace.
     """
-    numbers = {number: name for name, number in PROTOCOLS.items()}
-    protocol = numbers.get(copy.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL))
+    protocol = PROTOCOL_NAMES.get(copy.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL))
     if copy.family not in (socket.AF_INET, socket.AF_INET6) or protocol is None:
         return None
     address, port = copy.getsockname()[:2]
@@ -236,7 +222,7 @@ def describe(copy: socket.socket, inode: int, netns: int) -> SocketFacts | None:
         cgroup_id=None,
         v6only=options.v6only,
         expires_us=None,
-        netns=netns,
+        netns=None,
         interface=copy.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) or None,
     )
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdtool.model.process import ProcessRef
 from sdtool.model.sockets import HolderScan, SocketFacts
@@ -30,15 +30,12 @@ from sdtool.sources.processes import (
     PTRACE_HINT,
     hides_processes,
     is_hidden,
+    may_look_into_others,
     parse_netns,
-    read_capabilities,
     read_pids,
     read_process,
 )
 from sdtool.sources.spread import spread
-
-CAP_DAC_READ_SEARCH = 2
-CAP_SYS_PTRACE = 19
 
 PID_NS_INIT_INO = 0xEFFFFFFC  # linux/nsfs.h, the same since Linux 3.8
 
@@ -116,7 +113,7 @@ def sees_all_descriptors() -> bool:
 
     In a user namespace they count for its own processes only (user_namespaces(7)): PID 1 tells.
     """
-    if not {CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE} <= read_capabilities():
+    if not may_look_into_others():
         return False
     return read_descriptors(1) is not None
 
@@ -222,9 +219,10 @@ class Sweep:
             for held in filter(_has_port, self.find(inodes)):
                 try:
                     with copied_socket(held, tags) as copy:
-                        if copy.getsockname()[1]:
+                        facts = describe(copy, held[2])
+                        if facts is not None:
                             netns = _note_namespace(copy, known, opened)
-                            found += filter(None, [describe(copy, held[2], netns)])
+                            found.append(replace(facts, netns=netns))
                 except FileNotFoundError:
                     continue
                 except OSError as error:

@@ -16,15 +16,15 @@ import errno
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from sdtool.sources.libc import call
 from sdtool.sources.mounts import read_mounts
 from sdtool.sources.processes import hides_processes, parse_netns, read_netns
-from sdtool.sources.spread import spread
+from sdtool.sources.spread import Crew, spread
 
 T = TypeVar("T")
 
@@ -105,13 +105,10 @@ def read_thread_namespaces(
 def _read_thread_doors(pids: Iterable[int]) -> list[tuple[int, str]]:
     found = []
     for pid in pids:
-        with contextlib.suppress(OSError):
-            threads = os.listdir(f"/proc/{pid}/task")
-            for thread in threads if len(threads) > 1 else ():
-                door = f"/proc/{pid}/task/{thread}/ns/net"
-                with contextlib.suppress(OSError):
-                    inode = parse_netns(os.readlink(door))
-                    found += [(inode, door)] if inode is not None else []
+        for link, door in _read_thread_links(pid, at_least=2):
+            inode = parse_netns(link)
+            if inode is not None:
+                found.append((inode, door))
     return found
 
 
@@ -184,20 +181,22 @@ def _read_links(proc: int, pids: Iterable[str]) -> dict[str | None, list[str]]:
             found.setdefault(None, []).append(pid)
         except OSError:
             # It has ended, or its main thread has: then the others say where it is.
-            for link in _read_thread_links(pid):
+            for link in {link for link, _ in _read_thread_links(pid)}:
                 found.setdefault(link, []).append(pid)
         else:
             found.setdefault(link, []).append(pid)
     return found
 
 
-def _read_thread_links(pid: str) -> set[str]:
-    links = set()
+def _read_thread_links(pid: int | str, at_least: int = 1) -> Iterator[tuple[str, str]]:
+    """(where it leads, path) of the ns/net of each thread; none where there are fewer threads."""
+    threads: list[str] = []
     with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                links.add(os.readlink(f"/proc/{pid}/task/{thread}/ns/net"))
-    return links
+        threads = os.listdir(f"/proc/{pid}/task")
+    for thread in threads if len(threads) >= at_least else ():
+        door = f"/proc/{pid}/task/{thread}/ns/net"
+        with contextlib.suppress(OSError):
+            yield os.readlink(door), door
 
 
 def read_inode(path: str) -> int | None:
@@ -235,21 +234,33 @@ def look_into(
     """Look at something in each namespace; one that was gone before we came is left out.
 
     Args:
-        look: Called in each, by a thread that is there. Its own errors come out of here.
+        look: Called in each, by a thread that is there, in several at once. Its own errors come
+            out of here.
 
     Returns:
-        What it saw, or why we could not get in, in the order of ``namespaces``.
+        What it saw, or why we could not get in: our own first, then in the order they came in.
     """
-    seen: list[tuple[NetworkNamespace, T | OSError]] = []
-    others = []
-    for namespace in namespaces:
-        if namespace.own:
-            seen.append((namespace, look()))
-        else:
-            others.append(namespace)
-    if others:
-        seen += _travel(others, look)
+    places = tuple(namespaces)
+    own = [place for place in places if place.own]
+    others = [place for place in places if not place.own]
+    # Where a thread is it stays: the process's other threads never see the places it was in.
+    crew = Crew([partial(_look_there, place, look) for place in others])
+    with crew.helpers(len(others)):
+        seen: list[tuple[NetworkNamespace, T | OSError]] = [(place, look()) for place in own]
+    for index, place in enumerate(others):
+        # No threads for us (TasksMax=): then we may not go anywhere.
+        found = crew.done.get(index, OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+        if not isinstance(found, (FileNotFoundError, ProcessLookupError)):
+            seen.append((place, found))
     return seen
+
+
+def _look_there(place: NetworkNamespace, look: Callable[[], T]) -> T | OSError:
+    try:
+        _enter(place)
+    except OSError as error:
+        return error
+    return look()
 
 
 def has_address(address: str) -> bool:
@@ -267,40 +278,6 @@ def has_address(address: str) -> bool:
             return socket.inet_pton(family, probe.getsockname()[0]) == raw
     except OSError:
         return False
-
-
-def _travel(
-    namespaces: Sequence[NetworkNamespace], look: Callable[[], T]
-) -> list[tuple[NetworkNamespace, T | OSError]]:
-    seen: list[tuple[NetworkNamespace, T | OSError]] = []
-    failures: list[BaseException] = []
-
-    def travel() -> None:
-        try:
-            for namespace in namespaces:
-                try:
-                    _enter(namespace)
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                except OSError as error:
-                    seen.append((namespace, error))
-                else:
-                    seen.append((namespace, look()))
-        except BaseException as error:
-            failures.append(error)
-
-    # The thread ends where it is: a process's other threads never see the places it was in.
-    thread = threading.Thread(target=travel, name="sdtool-netns", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        # No more threads for us (TasksMax=): then we may not go anywhere.
-        error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return [(namespace, error) for namespace in namespaces]
-    thread.join()
-    if failures:
-        raise failures[0]
-    return seen
 
 
 def _enter(namespace: NetworkNamespace) -> None:
@@ -351,9 +328,4 @@ def _setns(fd: int) -> None:
     if sys.version_info >= (3, 12):
         os.setns(fd, CLONE_NEWNET)
         return
-    import ctypes  # 5 ms that only machines with more than one namespace pay
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    call("setns", fd, CLONE_NEWNET)

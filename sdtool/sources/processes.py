@@ -27,6 +27,9 @@ SIGTIMEDWAIT = {
     "s390x": b"177",
 }
 
+CAP_DAC_READ_SEARCH = 2
+CAP_SYS_PTRACE = 19
+
 HIDDEN = "/proc is mounted with hidepid, and shows it to root alone"
 UNREADABLE = "/proc did not let it be read"
 PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
@@ -293,6 +296,11 @@ def read_capabilities() -> frozenset[int]:
     """Our own effective capabilities, by number: capabilities(7)."""
     effective = int(parse_status(_read("/proc/self/status"))[b"CapEff"], 16)
     return frozenset(number for number in range(64) if effective >> number & 1)
+
+
+def may_look_into_others() -> bool:
+    """Whether we have the capabilities that ``PTRACE_HINT`` names."""
+    return {CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE} <= read_capabilities()
 
 
 def hides_processes() -> bool:

@@ -17,6 +17,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from sdtool.errors import Unavailable
 from sdtool.model.sockets import SocketFacts, Wanted, Which, is_listening, owns_port
@@ -58,6 +59,7 @@ CLOSE = 7
 STATE_LISTEN = 1 << 10
 STATE_CLOSE = 1 << CLOSE
 STATE_BOUND = 1 << 13
+STATES_OWNING = STATE_LISTEN | STATE_BOUND
 ALL_STATES = 0x3FFF
 
 TIMER_KEEPALIVE = 2
@@ -147,8 +149,7 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
     found: dict[tuple[object, ...], SocketFacts] = {}
     families: set[int] = set()
     for query in _queries(wanted):
-        if query.protocol == "mptcp" and wanted.port and query.family not in families:
-            # A walk of 1 ms for what TCP shows too: the part of it that has the port.
+        if _is_needless(query, families):
             continue
         for row in _ask(query, door):
             facts = parse_message(row, query.protocol, netns)
@@ -163,6 +164,22 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
             if facts.path is not None or not named:
                 found["unix", facts.cookie] = facts
     return tuple(sorted(found.values(), key=by_address))
+
+
+def _is_needless(query: Query, families: set[int]) -> bool:
+    """Whether what was seen of a port says already that a walk of milliseconds finds nothing.
+
+    What is bound beside a socket that listens does not own the port. And every MPTCP socket has
+    a part that is TCP's, and has the port.
+
+    Args:
+        families: Of the sockets that were found.
+    """
+    if not query.port:
+        return False
+    if query.states == STATE_BOUND:
+        return bool(families)
+    return query.protocol == "mptcp" and query.family not in families
 
 
 def read_inodes() -> frozenset[int]:
@@ -201,10 +218,10 @@ def _queries(wanted: Wanted) -> Iterator[Query]:
         if protocol not in PROTOCOLS:
             continue
         states = states_of(wanted.which, protocol)
+        turns = (STATE_LISTEN, STATE_BOUND) if states == STATES_OWNING else (states,)
         families = (socket.AF_UNSPEC,) if protocol == "tcp" else (socket.AF_INET, socket.AF_INET6)
-        for family in families:
-            for chunk in chunks:
-                yield Query(protocol, family, states, wanted.port, chunk)
+        for family, turn, chunk in product(families, turns, chunks):
+            yield Query(protocol, family, turn, wanted.port, chunk)
 
 
 def states_of(which: Which, protocol: str) -> int:
@@ -213,7 +230,7 @@ def states_of(which: Which, protocol: str) -> int:
         return ALL_STATES
     if protocol == "udp":
         return STATE_CLOSE if which is Which.LISTENING else ALL_STATES
-    return STATE_LISTEN if which is Which.LISTENING else STATE_LISTEN | STATE_BOUND
+    return STATE_LISTEN if which is Which.LISTENING else STATES_OWNING
 
 
 def _ask(query: Query, door: socket.socket | None = None) -> list[bytes]:

@@ -84,8 +84,9 @@ class SocketObserver:
         self._ears[ear.fileno()] = ear
         ear.bind((0, DESTROYED))
         self._epoll.register(ear, select.EPOLLIN)
-        self._doors.append(open_diag())
-        return read_sockets(wanted, self._doors[-1])
+        door = open_diag()
+        self._doors.append(door)
+        return read_sockets(wanted, door)
 
     def fileno(self) -> int:
         """Readable when there is something to read."""

@@ -245,6 +245,23 @@ def test_all_holders_are_named_when_asked_for(
     assert {situations.main_pid(giver), situations.main_pid(taker)} == holders(entry)
 
 
+@pytest.mark.capability("bound sockets")
+def test_bound_beside_a_listener_is_found_when_asked_for(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """Who listens has the port; what is merely bound, elsewhere or before, is told by the flag."""
+    listens = situations.start("listens", f"tcp=127.0.0.1:{port}")
+    bound = situations.start("bound", f"tcp+bound=127.0.0.2:{port}")
+
+    entry = ask(sdtool, port)
+    (every,) = data(sdtool("port", f"{port}/tcp", "--all-holders", "--json"))
+
+    assert [(listens, "holder")] == owners(entry)
+    assert {(listens, "LISTEN"), (bound, "BOUND")} == {
+        (owner["unit"], owner["socket"]["state"]) for owner in every["owners"]
+    }
+
+
 def test_passed_socket_belongs_to_its_taker_alone(
     sdtool: Client, situations: Situations, manager: Bench, port: int
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.sources.spread import overlap, spread
+from sdtool.sources.spread import Crew, spread
 
 
 @given(st.integers(0, 2000))
@@ -37,15 +37,6 @@ def test_no_thread_is_left() -> None:
     assert before == threading.active_count()
 
 
-def test_two_things_at_once_come_back_in_order() -> None:
-    """What the thread found stands first; its failure is not lost, nor is ours."""
-    assert (1, 2) == overlap(lambda: 1, lambda: 2)
-    with pytest.raises(ZeroDivisionError):
-        overlap(lambda: 1 // 0, lambda: 2)
-    with pytest.raises(ZeroDivisionError):
-        overlap(lambda: 1, lambda: 2 // 0)
-
-
 def test_work_is_done_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """TasksMax= of a unit: then by ourselves."""
 
@@ -53,5 +44,15 @@ def test_work_is_done_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert (1, 2) == overlap(lambda: 1, lambda: 2)
     assert list(range(1000)) == [item for part in spread(range(1000), list) for item in part]
+
+
+def test_failure_beside_us_comes_out_when_we_are_done() -> None:
+    """And so does our own, not before the threads are gone."""
+    before = threading.active_count()
+    crew = Crew([lambda: 1 // 0])
+    with pytest.raises(ZeroDivisionError), crew.helpers(1):
+        pass
+    with pytest.raises(LookupError), Crew([lambda: 1]).helpers(1):
+        raise LookupError
+    assert before == threading.active_count()
