@@ -23,6 +23,7 @@ from sdtool.model.sockets import (
     SocketFacts,
     SocketSource,
     SocketUnit,
+    endpoint,
 )
 from sdtool.model.unit import CgroupOwner, ManagerRoots
 
@@ -101,15 +102,13 @@ def _join_one(
         holders_reason=why,
         socket_unit=made_for,
         behind_manager=creator.manager if creator and made_for else None,
+        device=row.device,
         source=row.source,
     )
 
 
 def _peer(row: SocketFacts) -> str | None:
-    if row.peer_address is None:
-        return None
-    host = f"[{row.peer_address}]" if ":" in row.peer_address else row.peer_address
-    return f"{host}:{row.peer_port}"
+    return None if row.peer_address is None else endpoint(row.peer_address, row.peer_port)
 
 
 def _creator(
@@ -221,7 +220,7 @@ def _is_of(socket: Socket, unit: SocketUnit) -> bool:
         here = unit.namespace_path is None and not socket.elsewhere
     else:
         here = socket.netns in (None, unit.netns)
-    return here and any(listens_on(listen, socket) for listen in unit.listens)
+    return here and any(listens_on(listen, socket, unit.device) for listen in unit.listens)
 
 
 def _find_only_store(socket: Socket, behind: ManagersSockets) -> str | None:
@@ -294,13 +293,21 @@ def is_made_outside(socket: Socket) -> bool:
     return socket.creator is not None and socket.creator.control_group == "/"
 
 
-def listens_on(listen: ListenAddress, socket: Socket) -> bool:
-    """Whether a Listen= line of a .socket unit is this socket's address."""
+def listens_on(listen: ListenAddress, socket: Socket, device: str | None = None) -> bool:
+    """Whether a Listen= line of a .socket unit is this socket's address, and device.
+
+    Args:
+        device: The unit's BindToDevice=, where it has one.
+    """
     if LISTEN_TYPES.get(listen.type) != socket.type:
         return False
     if socket.family == "unix":
         return socket.path is not None and listen.address == socket.path
     # "[fe80::1]:80%eth0", and in older versions "[fe80::1%eth0]:80"
     address, _, port = listen.address.rpartition(":")
-    address, port = address.partition("%")[0].strip("[]"), port.partition("%")[0]
-    return port == str(socket.port) and address == socket.address
+    address, _, scope = address.partition("%")
+    port, _, later_scope = port.partition("%")
+    device = device or later_scope or scope.rstrip("]") or None
+    if socket.source is not SocketSource.PROCFS and device != socket.device:
+        return False
+    return port == str(socket.port) and address.strip("[]") == socket.address

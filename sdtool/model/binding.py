@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sdtool.model.sockets import Socket, SocketFacts
+from sdtool.model.sockets import Socket, SocketFacts, endpoint
 
 
 class BindVerdict(StrEnum):
@@ -43,8 +43,7 @@ class BindSpec:
     def __str__(self) -> str:
         """As the user would write it: 127.0.0.1:80/tcp, [fe80::1%lo]:80/udp, *:80/tcp."""
         host = f"{self.address}%{self.interface}" if self.interface else self.address
-        host = "*" if self.dual else f"[{host}]" if ":" in host else host
-        return f"{host}:{self.port}/{self.protocol}"
+        return f"{endpoint('*' if self.dual else host, self.port)}/{self.protocol}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

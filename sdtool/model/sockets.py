@@ -29,12 +29,14 @@ class SocketUnit:
     Attributes:
         namespace_path: Its NetworkNamespacePath=; None for where its manager is.
         netns: Inode of the network namespace it listens in; None when that is not known.
+        device: Its BindToDevice=; None without one.
     """
 
     name: str
     listens: tuple[ListenAddress, ...]
     namespace_path: str | None = None
     netns: int | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class SocketFacts:
         netns_name: Its name below /run/netns, or the path of another mount; None without one.
         elsewhere: It is in another network namespace than ours.
         interface: Index of the device that it is bound to; None when to none.
+        device: The name of that device; None also where it has none any more.
     """
 
     family: str
@@ -143,10 +146,16 @@ class SocketFacts:
     expires_us: int | None
     netns: int | None
     interface: int | None = None
+    device: str | None = None
     netns_name: str | None = None
     elsewhere: bool = False
     path: str | None = None
     source: SocketSource = SocketSource.SOCK_DIAG
+
+
+def endpoint(address: str, port: int | None) -> str:
+    """Both as users type them: IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def inodes_of(rows: Iterable[SocketFacts]) -> frozenset[int]:
@@ -224,6 +233,8 @@ class Socket:
         type: stream, dgram or seqpacket.
         path: For unix sockets; an abstract name begins with "@".
         netns, netns_name, elsewhere, expires_us: As in ``SocketFacts``.
+        device: The only one it is reached by, SO_BINDTODEVICE; None when by any, or not known
+            (``source`` is procfs).
         peer: "address:port" of the other end, None when there is none.
         creator_reason: Why ``creator`` is None.
         holders: None when they may not be seen (``holders_reason`` says why).
@@ -257,4 +268,5 @@ class Socket:
     socket_unit: str | None
     fd_store_unit: str | None = None
     behind_manager: str | None = None
+    device: str | None = None
     source: SocketSource = SocketSource.SOCK_DIAG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdtool.model.ports import PortBlock
-from sdtool.model.sockets import Socket
+from sdtool.model.sockets import Socket, endpoint
 from sdtool.model.stop import INFINITY, ExitSignal, ExitStatus, Limit
 
 # C0 and C1 controls, the line and paragraph separators, and what can reorder a line (bidi).
@@ -60,15 +60,13 @@ def size(number: int | None) -> str:
 
 
 def address(socket: Socket) -> str:
-    """host:port as users type it: IPv6 in brackets, all addresses as "*"."""
+    """host%device:port as users type it: IPv6 in brackets, all addresses as "*"."""
     if socket.family == "unix":
         return clean(socket.path or "-")
     host = socket.address or ""
     if host == "::" and not socket.v6only:
         host = "*"
-    elif ":" in host:
-        host = f"[{host}]"
-    return f"{host}:{socket.port}"
+    return endpoint(f"{host}%{clean(socket.device)}" if socket.device else host, socket.port)
 
 
 def namespace(socket: Socket | PortBlock) -> str | None:

@@ -19,7 +19,7 @@ from sdtool.model.ports import (
 )
 from sdtool.model.process import Container, ProcessOwner
 from sdtool.model.scope import is_foreign
-from sdtool.model.sockets import Socket
+from sdtool.model.sockets import Socket, endpoint
 from sdtool.model.unit import ListedUnit
 from sdtool.render.plain import address, clean, count, duration, namespace
 
@@ -211,9 +211,9 @@ def _container_words(owner: PortOwner) -> list[str]:
         words.append(f"; in container {clean(_container(owner.container))}")
     target = owner.published
     if target is not None:
-        where = f"[{target.address}]" if ":" in target.address else target.address
         whose = _container(target.container) if target.container else target.unit
-        words.append(f"; hands on to {clean(where)}:{target.port}/{target.protocol}")
+        where = clean(endpoint(target.address, target.port))
+        words.append(f"; hands on to {where}/{target.protocol}")
         words.append(f" of {clean(whose)}" if whose else "")
     return words
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sdtool.model.process import ProcessRef, Role
+from sdtool.model.sockets import endpoint
 from sdtool.model.stop import (
     INFINITY,
     Event,
@@ -152,8 +153,7 @@ def _signal(group: Sequence[Event]) -> Text:
 
 
 def _port(event: Event) -> str:
-    host = f"[{event.address}]" if ":" in (event.address or "") else event.address
-    return f"{event.protocol} {host}:{event.port}"
+    return f"{event.protocol} {endpoint(event.address or '', event.port)}"
 
 
 def render_countdown(state: Event | None, now_us: int) -> Text:
@@ -232,5 +232,4 @@ def _ref(ref: ProcessRef) -> str:
 
 
 def _change(change: PortChange) -> str:
-    host = f"[{change.address}]" if ":" in change.address else change.address
-    return f"{change.protocol} {host}:{change.port}"
+    return f"{change.protocol} {endpoint(change.address, change.port)}"

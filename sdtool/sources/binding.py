@@ -102,8 +102,13 @@ def _read_scope(interface: str | None) -> int:
     if interface is None:
         return 0
     try:
-        return int(interface) if interface.isdecimal() else socket.if_nametoindex(interface)
-    except OSError as error:
+        if not (interface.isascii() and interface.isdecimal()):
+            return socket.if_nametoindex(interface)
+        index = int(interface)
+        if index >= 1 << 32:
+            raise OverflowError  # Python would cut it to the index of another device
+        return index
+    except (OSError, ValueError, OverflowError) as error:
         # Python gives no errno before 3.14.
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
 

@@ -10,13 +10,14 @@ Source: sock_diag(7), linux/sock_diag.h, linux/inet_diag.h, linux/unix_diag.h.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from sdtool.errors import Unavailable
@@ -152,7 +153,7 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
         if _is_needless(query, families):
             continue
         for row in _ask(query, door):
-            facts = parse_message(row, query.protocol, netns)
+            facts = _with_device(parse_message(row, query.protocol, netns))
             if _is_wanted(facts, wanted):
                 # An MPTCP listener shows its TCP subflow too, with a cookie of its own.
                 found[query.protocol, facts.cookie, facts.inode, facts.peer_port] = facts
@@ -164,6 +165,15 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
             if facts.path is not None or not named:
                 found["unix", facts.cookie] = facts
     return tuple(sorted(found.values(), key=by_address))
+
+
+def _with_device(row: SocketFacts) -> SocketFacts:
+    """A socket with the name of its device, which this thread's network namespace knows."""
+    if row.interface is None:
+        return row
+    with contextlib.suppress(OSError):
+        return replace(row, device=socket.if_indextoname(row.interface))
+    return row
 
 
 def _is_needless(query: Query, families: set[int]) -> bool:

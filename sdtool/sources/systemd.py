@@ -392,14 +392,14 @@ class Manager:
         """Every .socket unit that is not inactive, with the addresses that it listens on."""
         units = await self.list_units(["*.socket"])
         names = [unit.name for unit in units if unit.active_state not in ("inactive", "failed")]
-        values = await self.read_properties(
-            names, [("Socket", "Listen"), ("Socket", "NetworkNamespacePath")]
-        )
+        asked = ("Listen", "NetworkNamespacePath", "BindToDevice")
+        values = await self.read_properties(names, [("Socket", member) for member in asked])
         return tuple(
             SocketUnit(
                 name=name,
                 listens=parse_listens(found.get("Listen") or ()),
                 namespace_path=found.get("NetworkNamespacePath") or None,
+                device=found.get("BindToDevice") or None,
             )
             for name, found in values.items()
         )

@@ -437,6 +437,17 @@ def test_socket_unit_owns_what_waits(
     assert {unit: {manager.pid}, service: {situations.main_pid(service)}} == held
 
 
+def test_socket_unit_listens_on_its_device(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """BindToDevice=, which is written as part of the address."""
+    unit = situations.start_socket("device", f"ListenStream={port}", "BindToDevice=lo")
+    entry = ask(sdtool, port)
+    assert [(unit, "socket-unit")] == owners(entry)
+    assert ["lo"] == [owner["socket"]["device"] for owner in entry["owners"]]
+    assert f" *%lo:{port} " in sdtool("port", str(port), "--color", "never").stdout
+
+
 def test_stopped_socket_unit_owns_nothing(
     sdtool: Client, situations: Situations, port: int
 ) -> None:

@@ -26,12 +26,14 @@ from sdtool.model.sockets import (
     ListenAddress,
     ManagersSockets,
     Socket,
+    SocketSource,
     SocketUnit,
 )
 from sdtool.model.unit import ManagerRoots
 from tests.unit.make import CGROUPS, GROUP, INIT, UNIT, joined, row, scan, socket
 
 ROOTS = ManagerRoots()
+LINK_LOCAL = {"family": "inet6", "address": "fe80::1"}
 USER = "/user.slice/user-1000.slice/user@1000.service"
 
 
@@ -174,8 +176,10 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("Datagram", "127.0.0.1:80"), {}, False),
         (("Datagram", "127.0.0.1:80"), {"protocol": "udp", "type": "dgram"}, True),
         (("Stream", "[::]:80"), {"family": "inet6", "address": "::"}, True),
-        (("Stream", "[fe80::1%eth0]:80"), {"family": "inet6", "address": "fe80::1"}, True),
-        (("Stream", "[fe80::1]:80%eth0"), {"family": "inet6", "address": "fe80::1"}, True),
+        (("Stream", "[fe80::1%eth0]:80"), {**LINK_LOCAL, "device": "eth0"}, True),
+        (("Stream", "[fe80::1]:80%eth0"), {**LINK_LOCAL, "device": "eth0"}, True),
+        (("Stream", "[fe80::1]:80%eth0"), {**LINK_LOCAL, "device": "eth1"}, False),
+        (("Stream", "127.0.0.1:80"), {"device": "eth0"}, False),
         (("Stream", "/run/web.sock"), {}, False),
         (("Stream", "@abstract"), {}, False),
         (("Stream", "/run/web.sock"), {"family": "unix", "path": "/run/web.sock"}, True),
@@ -189,12 +193,29 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("FIFO", "/run/80"), {}, False),
     ],
 )
-def test_listen_line_is_matched_by_address_and_type(
+def test_listen_line_is_matched_by_address_device_and_type(
     listen: tuple[str, str], fields: dict[str, object], expected: bool
 ) -> None:
     """Addresses are written as "127.0.0.1:80" and "[::]:80"."""
     line = ListenAddress(type=listen[0], address=listen[1])
     assert expected == listens_on(line, socket(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"device": "eth0"}, True),
+        ({"device": "eth1"}, False),
+        ({}, False),
+        ({"source": SocketSource.PROCFS}, True),
+    ],
+)
+def test_listen_line_holds_for_the_device_of_its_unit(
+    fields: dict[str, object], expected: bool
+) -> None:
+    """BindToDevice=; where the kernel's text files are all there is nobody knows of devices."""
+    line = ListenAddress(type="Stream", address="127.0.0.1:80")
+    assert expected == listens_on(line, socket(**fields), "eth0")
 
 
 @given(st.text(max_size=30))
