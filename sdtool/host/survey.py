@@ -175,8 +175,9 @@ class Survey:
 
     def _read(self, places: Iterable[NetworkNamespace], wanted: Wanted) -> Rows:
         rows: list[SocketFacts] = []
-        for place, found in namespaces.look_into(places, partial(_read_here, wanted)):
-            rows += self._take(place, found, wanted)
+        for place, looks in namespaces.look_into(places, partial(_read_here, wanted)):
+            for part, found in [(wanted, looks)] if isinstance(looks, OSError) else looks:
+                rows += self._take(place, found, part)
         return tuple(sorted(rows, key=sockets.by_address))
 
     def _take(
@@ -258,11 +259,16 @@ class Survey:
         return replace(behind, stores=await manager.list_fd_stores())
 
 
-def _read_here(wanted: Wanted) -> Rows | SdtoolError:
+def _read_here(wanted: Wanted) -> list[tuple[Wanted, Rows | SdtoolError]]:
+    """What is here; where the kernel does not list all, each part of it or why that is missing."""
     try:
-        return sockets.read_sockets(wanted)
+        return [(wanted, sockets.read_sockets(wanted))]
     except Unavailable as error:
-        return error
+        parts = [replace(wanted, protocols=part) for part in sockets.split(wanted.protocols)]
+        if len(parts) < 2:
+            return [(wanted, error)]
+    # A module for each protocol, and not all are there: udp_diag, with no more to be loaded.
+    return [look for part in parts for look in _read_here(part)]
 
 
 def _named(rows: Rows, place: NetworkNamespace) -> Rows:

@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -165,6 +165,13 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
             if facts.path is not None or not named:
                 found["unix", facts.cookie] = facts
     return tuple(sorted(found.values(), key=by_address))
+
+
+def split(protocols: Collection[str]) -> list[tuple[str, ...]]:
+    """The protocols, those apart that the kernel lists independently of each other."""
+    parts = (("tcp", "mptcp"), ("udp",), ("unix",))
+    found = [tuple(one for one in part if one in protocols) for part in parts]
+    return [part for part in found if part]
 
 
 def _with_device(row: SocketFacts) -> SocketFacts:

@@ -1,0 +1,42 @@
+"""A survey goes on where the kernel does not list every protocol."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from sdtool.host.session import Session
+from sdtool.host.survey import Survey
+from sdtool.model.scope import Scope
+from sdtool.model.sockets import Wanted, Which
+from sdtool.sources import sockets
+from sdtool.sources.netlink import dump
+
+
+def test_one_module_missing_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without udp_diag, UDP is read from /proc; TCP keeps what only sock_diag tells."""
+
+    def without_udp(body: bytes, door: socket.socket | None, kind: int) -> list[bytes]:
+        if body[1] == socket.IPPROTO_UDP and kind == sockets.SOCK_DIAG_BY_FAMILY:
+            raise OSError(errno.ENOENT, "no udp_diag")
+        return dump(body, door, kind)
+
+    monkeypatch.setattr(sockets, "dump", without_udp)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        survey = Survey(Session(Scope.SYSTEM), pids=[])
+        rows = {
+            (row.protocol, row.port): row for row in survey.read(Wanted(which=Which.LISTENING))
+        }
+        assert [("tcp", "sock_diag"), ("udp", "procfs")] == [
+            (row.protocol, row.source)
+            for row in (
+                rows["tcp", tcp.getsockname()[1]],
+                rows["udp", udp.getsockname()[1]],
+            )
+        ]
