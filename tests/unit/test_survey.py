@@ -24,19 +24,11 @@ def test_one_module_missing_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -
         return dump(body, door, kind)
 
     monkeypatch.setattr(sockets, "dump", without_udp)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as tcp,
-        socket.socket(type=socket.SOCK_DGRAM) as udp,
-    ):
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as tcp, udp:
         udp.bind(("127.0.0.1", 0))
-        survey = Survey(Session(Scope.SYSTEM), pids=[])
-        rows = {
-            (row.protocol, row.port): row for row in survey.read(Wanted(which=Which.LISTENING))
-        }
-        assert [("tcp", "sock_diag"), ("udp", "procfs")] == [
-            (row.protocol, row.source)
-            for row in (
-                rows["tcp", tcp.getsockname()[1]],
-                rows["udp", udp.getsockname()[1]],
-            )
-        ]
+        ours = {(tcp.getsockname()[1], "tcp"), (udp.getsockname()[1], "udp")}
+        found = Survey(Session(Scope.SYSTEM), pids=[]).read(Wanted(which=Which.LISTENING))
+    assert {"tcp": "sock_diag", "udp": "procfs"} == {
+        row.protocol: row.source for row in found if (row.port, row.protocol) in ours
+    }
