@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from sdtool.analysis.conflicts import CROWD, PLAIN, Reuse, can_bind, meets
+from sdtool.analysis.ownership import doubt_owner
 from sdtool.analysis.ports import socket_owners
 from sdtool.model.binding import (
     BindAnswer,
@@ -286,18 +287,10 @@ def _list_conflicts(
             yield BindConflict(
                 socket=socket,
                 unit=unit,
-                unit_reason=None if units else _doubt_unit(socket),
+                unit_reason=None if units else doubt_owner(socket),
                 manager=manager,
                 reason=_explain_row(row),
             )
-
-
-def _doubt_unit(socket: Socket) -> str | None:
-    """Why it is not known whose a socket without owners is; None when it is nobody's."""
-    if socket.inode is None:
-        return None
-    reasons = [one for one in (socket.creator_reason, socket.holders_reason) if one]
-    return "; ".join(reasons) or "no process holds it: it may be on its way from one to another"
 
 
 def _by_weight(row: SocketFacts) -> tuple[int, bool]:

@@ -283,6 +283,20 @@ def doubt_kernel(sockets: Iterable[Socket]) -> tuple[Socket, ...]:
     )
 
 
+def doubt_owner(socket: Socket) -> str | None:
+    """Why it is not known whose a socket without owners is; None when it is nobody's."""
+    if socket.inode is None:
+        return None
+    reasons = (
+        "it was created outside every unit" if is_made_outside(socket) else None,
+        socket.creator_reason,
+        socket.holders_reason,
+    )
+    return "; ".join(reason for reason in reasons if reason) or (
+        "no process holds it: it may be on its way from one to another (unix(7), SCM_RIGHTS)"
+    )
+
+
 def is_rootless(socket: Socket) -> bool:
     """Whether nobody holds a socket that was made outside every unit: the kernel's own."""
     return socket.inode is not None and socket.holders == () and is_made_outside(socket)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from sdtool.analysis.cgroups import INIT_SCOPE
-from sdtool.analysis.ownership import is_made_outside, is_rootless, is_unexplained
+from sdtool.analysis.ownership import doubt_owner, is_made_outside, is_rootless, is_unexplained
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import Unavailable
 from sdtool.model.ports import (
@@ -152,30 +152,20 @@ def _owned_hint(taken: Sequence[Socket]) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def _unknown_hint(taken: Sequence[Socket]) -> str:
-    reasons = (
-        reason
-        for s in taken
-        for reason in (
-            "it was created outside every unit" if is_made_outside(s) else None,
-            s.creator_reason,
-            s.holders_reason,
-        )
-        if reason
-    )
-    return "; ".join(dict.fromkeys(reasons)) or (
-        "no process holds it: it may be on its way from one to another (unix(7), SCM_RIGHTS)"
-    )
+def _unknown_hint(taken: Iterable[Socket]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, map(doubt_owner, taken))))
 
 
 def _block(socket: Socket) -> PortBlock:
     held: Sequence[Creator | Holder] = socket.holders or ()
     whose = next(iter(held), socket.creator)
+    unit = whose.unit if whose else None
     return PortBlock(
         state=socket.state,
         expires_us=socket.expires_us,
         peer=socket.peer,
-        unit=whose.unit if whose else None,
+        unit=unit,
+        unit_reason=doubt_owner(socket) if unit is None else None,
         manager=whose.manager if whose else None,
         holders=socket.holders,
         netns=socket.netns,

@@ -85,7 +85,8 @@ class PortBlock:
     Attributes:
         expires_us: When its timer frees it, from now; None when it has none.
         peer: "address:port" of the other end.
-        unit: Whose process holds it, else who made it; None when neither is known.
+        unit: Whose process holds it, else who made it; None when it is of none.
+        unit_reason: Why that is not known; None where it is, and where it is nobody's any more.
         manager: Whose unit that is, as in ``Creator``.
         holders: As in ``Socket``; an orphan has none.
         netns, netns_name, elsewhere: The network namespace that it is in, as in ``Socket``.
@@ -95,6 +96,7 @@ class PortBlock:
     expires_us: int | None
     peer: str | None
     unit: str | None
+    unit_reason: str | None
     manager: str | None
     holders: tuple[Holder, ...] | None
     netns: int | None

@@ -141,7 +141,8 @@ def _port(answer: PortOwnership) -> RenderableType:
     for block in answer.blocked_by:
         until = f", free in {duration(block.expires_us)}" if block.expires_us else ""
         peer = f" with {block.peer}" if block.peer else ""
-        unit = f", made by {clean(block.unit)}" if block.unit else ""
+        unknown = ", of an unknown unit" if block.unit_reason else ""
+        unit = f", made by {clean(block.unit)}" if block.unit else unknown
         lines.append(Text(f"  {block.state}{peer}{unit}{_place(block)}{until}"))
     if answer.hint:
         lines.append(Text(f"  ({clean(answer.hint)})", "dim"))

@@ -160,7 +160,7 @@ def test_port_names_unit_and_door() -> None:
 
 def test_blocked_port_says_until_when() -> None:
     """The state, the peer, the time left."""
-    old = socket(state="TIME_WAIT", expires_us=30_000_000, peer="10.0.0.1:9")
+    old = socket(state="TIME_WAIT", inode=None, expires_us=30_000_000, peer="10.0.0.1:9")
     text = printed(render_ports(judge_port(PortSpec(port=80), [old])))
     assert "80/tcp  blocked" in text
     assert "TIME_WAIT with 10.0.0.1:9, free in 30 s" in text
