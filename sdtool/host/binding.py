@@ -12,7 +12,7 @@ from sdtool.host.session import Session
 from sdtool.host.survey import Survey
 from sdtool.model.binding import BindAnswer, BindRules, BindScene, BindSpec, Newcomer
 from sdtool.model.scope import is_foreign
-from sdtool.model.sockets import HolderScan, SocketFacts, Wanted, inodes_of
+from sdtool.model.sockets import HolderScan, SocketFacts, SocketFilter, inodes_of
 from sdtool.sources import binding, cgroups, sockets
 from sdtool.sources.copies import read_options
 
@@ -76,7 +76,7 @@ def _read_meeting(
 
 def _read_occupants(survey: Survey, spec: BindSpec) -> tuple[tuple[SocketFacts, ...], str | None]:
     """The sockets that have the port here, and why there may be more."""
-    wanted = Wanted(protocols=(spec.protocol,), port=spec.port)
+    wanted = SocketFilter(protocols=(spec.protocol,), port=spec.port)
     rows = sockets.read_sockets(wanted)
     shows_bound = spec.protocol != "tcp" or binding.shows_bound_sockets(spec)
     if shows_bound:

@@ -17,8 +17,8 @@ from sdtool.model.sockets import (
     HolderScan,
     Socket,
     SocketFacts,
-    Wanted,
-    Which,
+    SocketFilter,
+    SocketStates,
     inodes_of,
     owns_port,
 )
@@ -51,7 +51,7 @@ async def own_ports(
 
 
 async def _own_port(session: Session, spec: PortSpec, all_holders: bool) -> Answer[PortOwnership]:
-    wanted = Wanted(protocols=PROTOCOLS[spec.protocol], port=spec.port)
+    wanted = SocketFilter(protocols=PROTOCOLS[spec.protocol], port=spec.port)
     survey = Survey(session)
     found = () if all_holders else await _find_likely_owners(session, survey, spec, wanted)
     if not found:
@@ -69,7 +69,7 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
     for pid in proxies:
         target = published.parse_proxy(processes.read_argv(pid) or ())
         if target is not None:
-            wanted = Wanted(protocols=PROTOCOLS[target.protocol], port=target.port)
+            wanted = SocketFilter(protocols=PROTOCOLS[target.protocol], port=target.port)
             rows = survey.read_at(target.address, wanted)
             scan = survey.sweep.holders_of(inodes_of(rows))
             targets[pid] = target, await survey.join(rows, scan)
@@ -77,17 +77,17 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
 
 
 async def _find_likely_owners(
-    session: Session, survey: Survey, spec: PortSpec, wanted: Wanted
+    session: Session, survey: Survey, spec: PortSpec, wanted: SocketFilter
 ) -> tuple[PortOwnership, ...]:
     """Who owns the port, where that is seen at first sight; none where it is not."""
-    rows = survey.read(replace(wanted, which=Which.OWNING))
+    rows = survey.read(replace(wanted, states=SocketStates.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
     found = ports.judge_port(spec, joined, survey.reason)
     return found if any(entry.verdict is PortVerdict.OWNED for entry in found) else ()
 
 
 async def _find_all_owners(
-    survey: Survey, spec: PortSpec, wanted: Wanted
+    survey: Survey, spec: PortSpec, wanted: SocketFilter
 ) -> tuple[PortOwnership, ...]:
     rows = survey.read(wanted) + survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(inodes_of(rows)))
@@ -127,7 +127,7 @@ async def read_listeners(
     Args:
         managers: Ask no others what they hold sockets for; None for all that hold any.
     """
-    wanted = Wanted(protocols=protocols, which=Which.LISTENING)
+    wanted = SocketFilter(protocols=protocols, states=SocketStates.LISTENING)
     rows = survey.read(wanted) + survey.read_deeper(wanted)
     scan = survey.sweep.holders_of(inodes_of(rows))
     return await survey.join(rows, scan, managers)
@@ -149,7 +149,7 @@ async def own_listeners_of(
 ) -> Answer[ListeningSocket]:
     """The listening sockets of units; one that may have some unseen is an error."""
     roots = await session.roots()
-    wanted = Wanted(protocols=_protocols(unix), which=Which.LISTENING)
+    wanted = SocketFilter(protocols=_protocols(unix), states=SocketStates.LISTENING)
     found: list[ListeningSocket] = []
     left: dict[str, Unit] = {}
     for details in units:
@@ -170,7 +170,7 @@ async def own_listeners_of(
 
 
 async def _own_quickly(
-    session: Session, details: UnitDetails, wanted: Wanted
+    session: Session, details: UnitDetails, wanted: SocketFilter
 ) -> tuple[Socket, ...] | None:
     """The sockets of a unit, by its own cgroup and processes; None where these tell not all."""
     unit = details.unit
@@ -198,12 +198,12 @@ async def own_sockets(
     if unit.control_group is None:
         return (), None
     pids = [process.id.pid for process in members]
-    wanted = Wanted(protocols=EVERY_PROTOCOL)
+    wanted = SocketFilter(protocols=EVERY_PROTOCOL)
     return await _own_of_cgroup(session, unit.control_group, pids, wanted)
 
 
 async def _own_of_cgroup(
-    session: Session, group: str, pids: Collection[int], wanted: Wanted
+    session: Session, group: str, pids: Collection[int], wanted: SocketFilter
 ) -> tuple[tuple[Socket, ...], str | None]:
     survey = Survey(session, pids)
     own = survey.read_of_cgroup(group, wanted)

@@ -19,9 +19,9 @@ from sdtool.model.sockets import (
     ManagersSockets,
     Socket,
     SocketFacts,
+    SocketFilter,
+    SocketStates,
     SocketUnit,
-    Wanted,
-    Which,
     inodes_of,
 )
 from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
@@ -106,11 +106,11 @@ class Survey:
         """Processes in namespaces that were not entered, and that have sockets or may have."""
         return frozenset(self._unseen_pids)
 
-    def read(self, wanted: Wanted) -> Rows:
+    def read(self, wanted: SocketFilter) -> Rows:
         """The sockets of every network namespace that a process is in, or that is mounted."""
         return self._read(self.census.namespaces, wanted)
 
-    def read_at(self, address: str, wanted: Wanted) -> Rows:
+    def read_at(self, address: str, wanted: SocketFilter) -> Rows:
         """The sockets of the network namespace that has an address, ours aside.
 
         None where several have it: which one is meant depends on who asks.
@@ -120,7 +120,7 @@ class Survey:
         places = [place for place, has in looks if has is True]
         return self._read(places, wanted) if len(places) == 1 else ()
 
-    def read_deeper(self, wanted: Wanted) -> Rows:
+    def read_deeper(self, wanted: SocketFilter) -> Rows:
         """What ``read`` does not have: behind descriptors, and what the kernel does not list.
 
         These are the sockets of network namespaces that nothing but a descriptor keeps alive,
@@ -156,7 +156,7 @@ class Survey:
             inode for _, found in looks if isinstance(found, frozenset) for inode in found
         )
 
-    def read_of_cgroup(self, group: str, wanted: Wanted) -> Rows:
+    def read_of_cgroup(self, group: str, wanted: SocketFilter) -> Rows:
         """The sockets that were made in a cgroup, or are held by the survey's own processes.
 
         The kernel leaves out what was made elsewhere, so that it costs nothing; all is read only
@@ -173,7 +173,7 @@ class Survey:
         held = self.sweep.sockets
         return tuple(row for row in rows if row.cgroup_id in ids or row.inode in held)
 
-    def _read(self, places: Iterable[NetworkNamespace], wanted: Wanted) -> Rows:
+    def _read(self, places: Iterable[NetworkNamespace], wanted: SocketFilter) -> Rows:
         rows: list[SocketFacts] = []
         for place, looks in namespaces.look_into(places, partial(_read_here, wanted)):
             for part, found in [(wanted, looks)] if isinstance(looks, OSError) else looks:
@@ -181,7 +181,7 @@ class Survey:
         return tuple(sorted(rows, key=sockets.by_address))
 
     def _take(
-        self, place: NetworkNamespace, found: Rows | SdtoolError | OSError, wanted: Wanted
+        self, place: NetworkNamespace, found: Rows | SdtoolError | OSError, wanted: SocketFilter
     ) -> Rows:
         """What was found in a namespace; where we could not look, what text files tell of it."""
         if isinstance(found, tuple):
@@ -189,7 +189,7 @@ class Survey:
         return self._read_through_proc(place, wanted, found)
 
     def _read_through_proc(
-        self, place: NetworkNamespace, wanted: Wanted, error: SdtoolError | OSError
+        self, place: NetworkNamespace, wanted: SocketFilter, error: SdtoolError | OSError
     ) -> Rows:
         """What text files tell of a namespace where sock_diag is closed to us."""
         pids = ("thread-self",) if place.own else place.pids
@@ -198,7 +198,7 @@ class Survey:
             self._unseen_pids |= set(place.pids)
         if rows is None:
             self._not_at_all.add(place)
-        elif wanted.which is Which.LISTENING and "unix" not in wanted.protocols:
+        elif wanted.states is SocketStates.LISTENING and "unix" not in wanted.protocols:
             pass  # of these the text files have all
         elif isinstance(error, SdtoolError):
             self._unseen[f"{str(error).rstrip('.')}; /proc/net shows no bound sockets"] = None
@@ -259,7 +259,7 @@ class Survey:
         return replace(behind, stores=await manager.list_fd_stores())
 
 
-def _read_here(wanted: Wanted) -> list[tuple[Wanted, Rows | SdtoolError]]:
+def _read_here(wanted: SocketFilter) -> list[tuple[SocketFilter, Rows | SdtoolError]]:
     """What is here; where the kernel does not list all, each part of it or why that is missing."""
     try:
         return [(wanted, sockets.read_sockets(wanted))]

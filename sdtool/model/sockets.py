@@ -75,7 +75,7 @@ class SocketSource(StrEnum):
     PROCFS = "procfs"
 
 
-class Which(StrEnum):
+class SocketStates(StrEnum):
     """Sockets in which states: to ask for less is faster.
 
     ``LISTENING`` are those that take connections or datagrams from anybody: LISTEN, unconnected
@@ -90,7 +90,7 @@ class Which(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class SocketFilter:
     """Which sockets are asked for.
 
     Attributes:
@@ -101,7 +101,7 @@ class Wanted:
     """
 
     protocols: tuple[str, ...] = ("tcp", "mptcp", "udp")
-    which: Which = Which.ALL
+    states: SocketStates = SocketStates.ALL
     port: int = 0
     cgroups: tuple[int, ...] | None = None
 

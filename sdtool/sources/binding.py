@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sdtool.errors import Unavailable
 from sdtool.model.binding import BindSpec, Newcomer, PortPermission, PortRule
-from sdtool.model.sockets import Wanted, Which
+from sdtool.model.sockets import SocketFilter, SocketStates
 from sdtool.sources.copies import SO_BINDTOIFINDEX
 from sdtool.sources.processes import read_capabilities
 from sdtool.sources.sockets import read_sockets
@@ -214,7 +214,9 @@ def shows_bound_sockets(spec: BindSpec) -> bool | None:
                 raise
             return None
         inode = os.fstat(ours.fileno()).st_ino
-        wanted = Wanted(protocols=("tcp",), port=ours.getsockname()[1], which=Which.OWNING)
+        wanted = SocketFilter(
+            protocols=("tcp",), port=ours.getsockname()[1], states=SocketStates.OWNING
+        )
         return any(row.inode == inode for row in read_sockets(wanted))
 
 

@@ -182,13 +182,13 @@ class Sweep:
 
     def namespaces(self, known: Collection[int | None]) -> Iterator[NetworkNamespace]:
         """The network namespaces beside the known ones that a descriptor stands for."""
-        doors: dict[int, list[str]] = {}
+        ways: dict[int, list[str]] = {}
         for pid, held in self._found.items():
             for inode, fd in held.namespaces.items():
                 if inode not in known:
-                    doors.setdefault(inode, []).append(f"/proc/{pid}/fd/{fd}")
-        for inode, paths in doors.items():
-            yield NetworkNamespace(inode, doors=tuple(paths))
+                    ways.setdefault(inode, []).append(f"/proc/{pid}/fd/{fd}")
+        for inode, paths in ways.items():
+            yield NetworkNamespace(inode, paths=tuple(paths))
 
     def with_ports(self, inodes: Collection[int]) -> frozenset[int]:
         """Those of the sockets that can have a port: TCP, MPTCP, UDP."""
@@ -229,7 +229,7 @@ class Sweep:
                     reason = explain_refusal(error)
             yield CloserLook(
                 namespaces=tuple(
-                    NetworkNamespace(netns, doors=(f"/proc/self/fd/{fd}",))
+                    NetworkNamespace(netns, paths=(f"/proc/self/fd/{fd}",))
                     for netns, fd in sorted(opened.items())
                 ),
                 sockets=tuple(found),

@@ -45,14 +45,14 @@ class NetworkNamespace:
     Attributes:
         inode: What names it; None for that of other users' processes, which may not be told.
         name: Below /run/netns, or the path of another mount; None when it is not mounted.
-        doors: Files that stand for it, to be tried in this order.
+        paths: Files that stand for it, to be tried in this order.
         pids: The processes that are in it, of those that were looked at; not told of our own.
         own: It is the one we are in.
     """
 
     inode: int | None
     name: str | None = None
-    doors: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     own: bool = False
 
@@ -94,21 +94,21 @@ def read_thread_namespaces(
     pids: Sequence[int], known: Collection[int | None]
 ) -> tuple[NetworkNamespace, ...]:
     """The network namespaces beside the known ones that only a thread is in, not its process."""
-    doors: dict[int, list[str]] = {}
-    for part in spread(pids, _read_thread_doors):
-        for inode, door in part:
+    paths: dict[int, list[str]] = {}
+    for part in spread(pids, _read_thread_paths):
+        for inode, path in part:
             if inode not in known:
-                doors.setdefault(inode, []).append(door)
-    return tuple(NetworkNamespace(inode, doors=tuple(doors[inode])) for inode in sorted(doors))
+                paths.setdefault(inode, []).append(path)
+    return tuple(NetworkNamespace(inode, paths=tuple(paths[inode])) for inode in sorted(paths))
 
 
-def _read_thread_doors(pids: Iterable[int]) -> list[tuple[int, str]]:
+def _read_thread_paths(pids: Iterable[int]) -> list[tuple[int, str]]:
     found = []
     for pid in pids:
-        for link, door in _read_thread_links(pid, at_least=2):
+        for link, path in _read_thread_links(pid, at_least=2):
             inode = parse_netns(link)
             if inode is not None:
-                found.append((inode, door))
+                found.append((inode, path))
     return found
 
 
@@ -153,8 +153,8 @@ class _Census:
 
     def _namespace(self, inode: int) -> NetworkNamespace:
         pids = tuple(map(int, self._pids.get(inode, ())))
-        doors = (*self._mounts.get(inode, ()), *(f"/proc/{pid}/ns/net" for pid in pids))
-        return NetworkNamespace(inode, self._names.get(inode), doors, pids)
+        paths = (*self._mounts.get(inode, ()), *(f"/proc/{pid}/ns/net" for pid in pids))
+        return NetworkNamespace(inode, self._names.get(inode), paths, pids)
 
     def _untold_namespaces(self) -> Iterator[NetworkNamespace]:
         """Those of processes whose ns/net is closed to us: /proc/PID/net tells them apart."""
@@ -194,9 +194,9 @@ def _read_thread_links(pid: int | str, at_least: int = 1) -> Iterator[tuple[str,
     with contextlib.suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
     for thread in threads if len(threads) >= at_least else ():
-        door = f"/proc/{pid}/task/{thread}/ns/net"
+        path = f"/proc/{pid}/task/{thread}/ns/net"
         with contextlib.suppress(OSError):
-            yield os.readlink(door), door
+            yield os.readlink(path), path
 
 
 def read_inode(path: str) -> int | None:
@@ -284,14 +284,14 @@ def _enter(namespace: NetworkNamespace) -> None:
     """Move this thread into a namespace.
 
     Raises:
-        OSError: No door leads there; FileNotFoundError when all that led there are gone.
+        OSError: No path leads there; FileNotFoundError when all that led there are gone.
     """
     failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    if not namespace.doors:
+    if not namespace.paths:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    for door in namespace.doors:
+    for path in namespace.paths:
         try:
-            if _pass(door, namespace.inode):
+            if _enter_by(path, namespace.inode):
                 return
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -300,12 +300,12 @@ def _enter(namespace: NetworkNamespace) -> None:
     raise failure
 
 
-def _pass(door: str, inode: int | None) -> bool:
-    """Go through a door, if it still leads there: its process may have moved, or be another.
+def _enter_by(path: str, inode: int | None) -> bool:
+    """Go through a path, if it still leads there: its process may have moved, or be another.
 
     It is opened in two steps: what the path leads to by now may be a FIFO, or a device.
     """
-    place = os.open(door, os.O_PATH | os.O_CLOEXEC)
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not _is_namespace(os.fstat(place), inode):
             return False

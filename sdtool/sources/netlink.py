@@ -42,13 +42,13 @@ def open_diag(flags: int = 0) -> socket.socket:
 
 
 def dump(
-    body: bytes, door: socket.socket | None = None, kind: int = SOCK_DIAG_BY_FAMILY
+    body: bytes, diag: socket.socket | None = None, kind: int = SOCK_DIAG_BY_FAMILY
 ) -> list[bytes]:
     """Everything that a request brings, each message without its header.
 
     Args:
         kind: The type of the request.
-        door: What ``open_diag`` opened, to ask in its namespace; None for the calling thread's.
+        diag: What ``open_diag`` opened, to ask in its namespace; None for the calling thread's.
 
     Raises:
         OSError: The kernel refuses (its own errno), is silent for 5 s (ETIMEDOUT), or none of
@@ -57,8 +57,8 @@ def dump(
     failure = errno.EAGAIN
     for _ in range(MAX_TRIES):
         try:
-            if door is not None:
-                rows = _dump_once(body, door, kind)
+            if diag is not None:
+                rows = _dump_once(body, diag, kind)
             else:
                 with open_diag() as netlink:
                     rows = _dump_once(body, netlink, kind)

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from sdtool.model.sockets import Wanted, Which
+from sdtool.model.sockets import SocketFilter, SocketStates
 from sdtool.model.unit import Unit
 from sdtool.sources import descriptors, namespaces, processes, sockets
 from sdtool.sources.cgroups import CgroupMount
@@ -61,7 +61,7 @@ def probe_cgroups(mount: CgroupMount) -> tuple[bool, str]:
 
 def probe_sock_diag(mount: CgroupMount) -> tuple[bool, str]:
     """Whether sockets come with the id of the cgroup that created them."""
-    rows = sockets.read_sockets(Wanted(which=Which.LISTENING))
+    rows = sockets.read_sockets(SocketFilter(states=SocketStates.LISTENING))
     if mount.version == 1:
         return False, "cgroup ids name no unit on cgroup v1"
     if rows and all(row.cgroup_id is None for row in rows):

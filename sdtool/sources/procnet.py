@@ -15,21 +15,21 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 
-from sdtool.model.sockets import SocketFacts, SocketSource, Wanted
+from sdtool.model.sockets import SocketFacts, SocketFilter, SocketSource
 from sdtool.sources.sockets import (
     SOCKET_TYPES,
     STATES,
     TIMER_TIME_WAIT,
     by_address,
+    state_bits,
     state_name,
-    states_of,
 )
 
 FILES = {"tcp": (("tcp", "inet"), ("tcp6", "inet6")), "udp": (("udp", "inet"), ("udp6", "inet6"))}
 
 
 def read_sockets(
-    pids: Iterable[int | str], wanted: Wanted, netns: int | None
+    pids: Iterable[int | str], wanted: SocketFilter, netns: int | None
 ) -> tuple[SocketFacts, ...] | None:
     """The sockets of the namespace that all these processes are in, as ``sockets.read_sockets``.
 
@@ -45,7 +45,7 @@ def read_sockets(
     return None
 
 
-def _read_of(pid: int | str, wanted: Wanted, netns: int | None) -> Iterator[SocketFacts]:
+def _read_of(pid: int | str, wanted: SocketFilter, netns: int | None) -> Iterator[SocketFacts]:
     for protocol in wanted.protocols:
         for name, family in FILES.get(protocol, ()):
             data = _read(f"/proc/{pid}/net/{name}")
@@ -64,7 +64,7 @@ def _read(path: str) -> bytes:
 
 
 def parse_inet(
-    data: bytes, protocol: str, family: str, wanted: Wanted, netns: int | None
+    data: bytes, protocol: str, family: str, wanted: SocketFilter, netns: int | None
 ) -> Iterator[SocketFacts]:
     """The lines of net/tcp, tcp6, udp or udp6, behind their head; odd ones are passed over."""
     for line in data.split(b"\n")[1:]:
@@ -76,7 +76,7 @@ def parse_inet(
             continue
         if not 0 < number < len(STATES):
             continue
-        if not 1 << number & states_of(wanted.which, protocol):
+        if not 1 << number & state_bits(wanted.states, protocol):
             continue
         if wanted.port in (0, row.port):
             yield row

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted, Which, is_listening, owns_port
+from sdtool.model.sockets import SocketFacts, SocketFilter, SocketStates, is_listening, owns_port
 from sdtool.sources.netlink import (
     SOCK_DIAG_BY_FAMILY,
     TCPDIAG_GETSOCK,
@@ -136,11 +136,13 @@ def _pack_cgroups(ids: tuple[int, ...]) -> bytes:
     )
 
 
-def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[SocketFacts, ...]:
+def read_sockets(
+    wanted: SocketFilter, diag: socket.socket | None = None
+) -> tuple[SocketFacts, ...]:
     """The sockets of this thread's network namespace, by port and address, then by path.
 
     Args:
-        door: Made by ``netlink.open_diag`` in the namespace to ask instead; the sockets are then
+        diag: Made by ``netlink.open_diag`` in the namespace to ask instead; the sockets are then
             said to be in this thread's all the same.
 
     Raises:
@@ -152,15 +154,15 @@ def read_sockets(wanted: Wanted, door: socket.socket | None = None) -> tuple[Soc
     for query in _queries(wanted):
         if _is_needless(query, families):
             continue
-        for row in _ask(query, door):
+        for row in _ask(query, diag):
             facts = _with_device(parse_message(row, query.protocol, netns))
             if _is_wanted(facts, wanted):
                 # An MPTCP listener shows its TCP subflow too, with a cookie of its own.
                 found[query.protocol, facts.cookie, facts.inode, facts.peer_port] = facts
                 families.add(row[0])
     if "unix" in wanted.protocols:
-        named = wanted.which is not Which.ALL
-        for row in _dump(pack_unix_query(named), "unix", socket.AF_UNIX, door):
+        named = wanted.states is not SocketStates.ALL
+        for row in _dump(pack_unix_query(named), "unix", socket.AF_UNIX, diag):
             facts = parse_unix_message(row, netns)
             if facts.path is not None or not named:
                 found["unix", facts.cookie] = facts
@@ -206,27 +208,27 @@ def read_inodes() -> frozenset[int]:
         Unavailable: The kernel does not list them.
     """
     return frozenset(
-        MESSAGE.unpack_from(row)[14] for query in _queries(Wanted()) for row in _ask(query)
+        MESSAGE.unpack_from(row)[14] for query in _queries(SocketFilter()) for row in _ask(query)
     )
 
 
-def _is_wanted(row: SocketFacts, wanted: Wanted) -> bool:
+def _is_wanted(row: SocketFacts, wanted: SocketFilter) -> bool:
     """The kernel does not apply its filter to rows that are bound and inactive."""
     if wanted.cgroups is not None and row.cgroup_id not in wanted.cgroups:
         return False
     return wanted.port in (0, row.port)
 
 
-def fits(row: SocketFacts, wanted: Wanted) -> bool:
+def fits(row: SocketFacts, wanted: SocketFilter) -> bool:
     """Whether a socket is one of those wanted, wherever it was made."""
     if row.protocol not in wanted.protocols or wanted.port not in (0, row.port):
         return False
-    if wanted.which is Which.LISTENING:
+    if wanted.states is SocketStates.LISTENING:
         return is_listening(row)
-    return wanted.which is Which.ALL or owns_port(row)
+    return wanted.states is SocketStates.ALL or owns_port(row)
 
 
-def _queries(wanted: Wanted) -> Iterator[Query]:
+def _queries(wanted: SocketFilter) -> Iterator[Query]:
     groups = wanted.cgroups or ()
     chunks = [groups[at : at + MAX_CGROUPS] for at in range(0, len(groups), MAX_CGROUPS)]
     if wanted.cgroups is None:
@@ -234,24 +236,24 @@ def _queries(wanted: Wanted) -> Iterator[Query]:
     for protocol in wanted.protocols:
         if protocol not in PROTOCOLS:
             continue
-        states = states_of(wanted.which, protocol)
+        states = state_bits(wanted.states, protocol)
         turns = (STATE_LISTEN, STATE_BOUND) if states == STATES_OWNING else (states,)
         families = (socket.AF_UNSPEC,) if protocol == "tcp" else (socket.AF_INET, socket.AF_INET6)
         for family, turn, chunk in product(families, turns, chunks):
             yield Query(protocol, family, turn, wanted.port, chunk)
 
 
-def states_of(which: Which, protocol: str) -> int:
+def state_bits(states: SocketStates, protocol: str) -> int:
     """The states that are meant, bit n for state n."""
-    if which is Which.ALL:
+    if states is SocketStates.ALL:
         return ALL_STATES
     if protocol == "udp":
-        return STATE_CLOSE if which is Which.LISTENING else ALL_STATES
-    return STATE_LISTEN if which is Which.LISTENING else STATES_OWNING
+        return STATE_CLOSE if states is SocketStates.LISTENING else ALL_STATES
+    return STATE_LISTEN if states is SocketStates.LISTENING else STATES_OWNING
 
 
-def _ask(query: Query, door: socket.socket | None = None) -> list[bytes]:
-    return _dump(query.pack(), query.protocol, query.family, door, query.kind)
+def _ask(query: Query, diag: socket.socket | None = None) -> list[bytes]:
+    return _dump(query.pack(), query.protocol, query.family, diag, query.kind)
 
 
 def by_address(row: SocketFacts) -> tuple[int, str, str, str, int, str, int]:
@@ -271,11 +273,11 @@ def _dump(
     body: bytes,
     protocol: str,
     family: int,
-    door: socket.socket | None = None,
+    diag: socket.socket | None = None,
     kind: int = SOCK_DIAG_BY_FAMILY,
 ) -> list[bytes]:
     try:
-        return dump(body, door, kind)
+        return dump(body, diag, kind)
     except OSError as error:
         if _is_absent(protocol, family, error.errno):
             return []

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from sdtool.errors import Unavailable
-from sdtool.model.sockets import SocketFacts, Wanted, Which, inodes_of, is_listening
+from sdtool.model.sockets import SocketFacts, SocketFilter, SocketStates, inodes_of, is_listening
 from sdtool.model.stop import Event, EventKind, EventSource
 from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
@@ -40,7 +40,7 @@ class SocketObserver:
         self._by_cookie: dict[int, SocketFacts] = {}
         self._epoll = select.epoll()
         self._ears: dict[int, socket.socket] = {}
-        self._doors: list[socket.socket] = []
+        self._diags: list[socket.socket] = []
         self.lost = 0
         self.listeners: tuple[SocketFacts, ...] = ()
         self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
@@ -55,7 +55,7 @@ class SocketObserver:
         """
         if not self.available:
             return frozenset()
-        wanted = Wanted(cgroups=cgroups)
+        wanted = SocketFilter(cgroups=cgroups)
         try:
             looks = look_into(places, lambda: self._arm_here(wanted))
         except (OSError, Unavailable) as error:
@@ -78,15 +78,15 @@ class SocketObserver:
         self._by_cookie.update((row.cookie, row) for row in listening)
         return inodes_of(rows)
 
-    def _arm_here(self, wanted: Wanted) -> tuple[SocketFacts, ...]:
+    def _arm_here(self, wanted: SocketFilter) -> tuple[SocketFacts, ...]:
         # Armed before the dump: a socket that goes between the two would never be missed.
         ear = open_diag(socket.SOCK_NONBLOCK)
         self._ears[ear.fileno()] = ear
         ear.bind((0, DESTROYED))
         self._epoll.register(ear, select.EPOLLIN)
-        door = open_diag()
-        self._doors.append(door)
-        return read_sockets(wanted, door)
+        diag = open_diag()
+        self._diags.append(diag)
+        return read_sockets(wanted, diag)
 
     def fileno(self) -> int:
         """Readable when there is something to read."""
@@ -138,14 +138,14 @@ class SocketObserver:
         """
         if not self.listeners:
             return ()
-        wanted = Wanted(which=Which.LISTENING)
-        present = {row.cookie for door in self._doors for row in read_sockets(wanted, door)}
+        wanted = SocketFilter(states=SocketStates.LISTENING)
+        present = {row.cookie for diag in self._diags for row in read_sockets(wanted, diag)}
         return tuple(row for row in self.listeners if row.cookie in present)
 
     def close(self) -> None:
         """Stop listening."""
-        for opened in (*self._ears.values(), *self._doors):
+        for opened in (*self._ears.values(), *self._diags):
             opened.close()
         self._ears.clear()
-        self._doors.clear()
+        self._diags.clear()
         self._epoll.close()

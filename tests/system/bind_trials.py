@@ -43,7 +43,7 @@ from sdtool.model.binding import (
     PortPermission,
     ReuseOption,
 )
-from sdtool.model.sockets import SocketFacts, Wanted
+from sdtool.model.sockets import SocketFacts, SocketFilter
 from sdtool.model.unit import ManagerRoots
 from sdtool.sources import binding, copies
 from sdtool.sources.descriptors import Sweep
@@ -460,7 +460,7 @@ def predict(world: World, wish: Wish, port: int, who: str) -> tuple[BindAnswer, 
     with become(wish.uid):
         newcomer = binding.read_newcomer(spec)
     newcomer = as_wished(newcomer, wish)
-    rows = read_sockets(Wanted(protocols=(wish.protocol,), port=port))
+    rows = read_sockets(SocketFilter(protocols=(wish.protocol,), port=port))
     options = read_options(rows) if who == "root" else OptionScan(reason="not asked")
     scene = BindScene(
         newcomer=newcomer,

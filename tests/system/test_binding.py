@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sdtool.model.sockets import Wanted
+from sdtool.model.sockets import SocketFilter
 from sdtool.sources.copies import FILTERED, may_copy, read_options
 from sdtool.sources.descriptors import Sweep, sees_all_descriptors
 from sdtool.sources.sockets import read_sockets
@@ -166,7 +166,9 @@ def test_bound_sockets_are_found_without_the_kernel_listing_them(stack: ExitStac
     port = first.getsockname()[1]
     bound(stack, "::1", port)
 
-    listed = [row for row in read_sockets(Wanted(protocols=("tcp",), port=port)) if row.inode]
+    listed = [
+        row for row in read_sockets(SocketFilter(protocols=("tcp",), port=port)) if row.inode
+    ]
     sweep = Sweep([os.getpid()])
     with sweep.look_closer({row.inode or 0 for row in listed}, ()) as closer:
         found = closer.sockets

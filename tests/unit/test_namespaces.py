@@ -69,13 +69,13 @@ def test_own_namespace_is_looked_into_by_ourselves() -> None:
 
 def test_namespace_that_is_gone_is_left_out() -> None:
     """Its processes have ended before we came."""
-    gone = NetworkNamespace(1, doors=(f"/proc/{2**22 + 1}/ns/net",))
+    gone = NetworkNamespace(1, paths=(f"/proc/{2**22 + 1}/ns/net",))
     assert [] == look_into([gone], lambda: 1)
 
 
 def test_door_that_leads_elsewhere_is_not_taken() -> None:
     """Another process has the pid by now: nothing is said of the place it is in."""
-    moved = NetworkNamespace(1, doors=("/proc/self/ns/net",))
+    moved = NetworkNamespace(1, paths=("/proc/self/ns/net",))
     assert [] == look_into([moved], lambda: 1)
 
 
@@ -85,13 +85,13 @@ def test_namespace_without_a_door_is_closed() -> None:
     assert isinstance(error, PermissionError)
 
 
-@pytest.mark.parametrize("door", ["/proc/self/fd/{}", "/proc/self/exe"])
-def test_door_to_anything_else_is_not_opened(door: str) -> None:
+@pytest.mark.parametrize("path", ["/proc/self/fd/{}", "/proc/self/exe"])
+def test_door_to_anything_else_is_not_opened(path: str) -> None:
     """A FIFO would have us wait for ever: it is looked at before it is opened."""
     reader, writer = os.pipe()
     try:
-        path = door.format(reader)
-        there = NetworkNamespace(Path(path).stat().st_ino, doors=(path,))
+        path = path.format(reader)
+        there = NetworkNamespace(Path(path).stat().st_ino, paths=(path,))
         assert [] == look_into([there], lambda: 1)
     finally:
         os.close(reader)

@@ -19,7 +19,7 @@ Reply = tuple[bytes, int] | OSError
 """A datagram with the flags of recvmsg(2), or what reading it fails with."""
 
 
-class Door(socket.socket):
+class Diag(socket.socket):
     """A socket that replays what a kernel sent, one list of replies for each question."""
 
     def __init__(self, *tries: list[Reply]) -> None:
@@ -64,9 +64,9 @@ BROKEN: dict[str, list[Reply]] = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_broken_dump_is_asked_for_again(how: str) -> None:
     """What came of it is forgotten."""
-    with Door(BROKEN[how], [(WHOLE, 0)]) as door:
-        rows = dump(b"", door)
-        assert (2, 1) == (door.asked, len(rows))
+    with Diag(BROKEN[how], [(WHOLE, 0)]) as diag:
+        rows = dump(b"", diag)
+        assert (2, 1) == (diag.asked, len(rows))
 
 
 @pytest.mark.parametrize(
@@ -75,27 +75,27 @@ def test_broken_dump_is_asked_for_again(how: str) -> None:
 )
 def test_dump_that_stays_broken_is_an_error(how: str, code: int) -> None:
     """After three tries; half an answer would be a wrong one."""
-    with Door(*[BROKEN[how]] * 3) as door, pytest.raises(OSError, match=r".") as caught:
-        dump(b"", door)
-    assert (code, 3) == (caught.value.errno, door.asked)
+    with Diag(*[BROKEN[how]] * 3) as diag, pytest.raises(OSError, match=r".") as caught:
+        dump(b"", diag)
+    assert (code, 3) == (caught.value.errno, diag.asked)
 
 
 def test_refusal_carries_the_kernels_errno() -> None:
     """Asked once: to ask again would change nothing."""
-    with Door([(FAILED, 0)]) as door, pytest.raises(FileNotFoundError):
-        dump(b"", door)
-    assert 1 == door.asked
+    with Diag([(FAILED, 0)]) as diag, pytest.raises(FileNotFoundError):
+        dump(b"", diag)
+    assert 1 == diag.asked
 
 
 def test_silent_kernel_is_given_up() -> None:
     """A deadline, not a hang."""
-    with Door([TimeoutError("timed out")]) as door, pytest.raises(OSError, match=r".") as caught:
-        dump(b"", door)
+    with Diag([TimeoutError("timed out")]) as diag, pytest.raises(OSError, match=r".") as caught:
+        dump(b"", diag)
     assert errno.ETIMEDOUT == caught.value.errno
 
 
 def test_dump_of_several_datagrams_is_one() -> None:
     """Until the message that says it is done."""
     first = WHOLE[: struct.unpack_from("=I", WHOLE)[0]]
-    with Door([(first, 0), (first, 0), (END, 0)]) as door:
-        assert 2 == len(dump(b"", door))
+    with Diag([(first, 0), (first, 0), (END, 0)]) as diag:
+        assert 2 == len(dump(b"", diag))

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.model.sockets import SocketFacts, SocketSource, Wanted, Which
+from sdtool.model.sockets import SocketFacts, SocketFilter, SocketSource, SocketStates
 from sdtool.sources.procnet import parse_inet, read_sockets
 from tests.unit.make import captured
 
 
-def recorded(name: str, wanted: Wanted | None = None) -> list[SocketFacts]:
+def recorded(name: str, wanted: SocketFilter | None = None) -> list[SocketFacts]:
     """The sockets of a recorded file."""
     protocol, family = name.rstrip("6"), "inet6" if name.endswith("6") else "inet"
     data = captured(f"linux-6.18/net/{name}")
-    return list(parse_inet(data, protocol, family, wanted or Wanted(), 1))
+    return list(parse_inet(data, protocol, family, wanted or SocketFilter(), 1))
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,16 @@ def recorded(name: str, wanted: Wanted | None = None) -> list[SocketFacts]:
 )
 def test_recorded_line_is_read(name: str, address: str, port: int, state: str, inode: int) -> None:
     """Addresses are words of the machine's byte order; neither creator nor cookie is told."""
-    (row,) = recorded(name, Wanted(port=port, which=Which.LISTENING))
+    (row,) = recorded(name, SocketFilter(port=port, states=SocketStates.LISTENING))
     assert (address, port, state, inode) == (row.address, row.port, row.state, row.inode)
     assert (None, SocketSource.PROCFS, 1) == (row.cgroup_id, row.source, row.netns)
 
 
 def test_owner_of_a_line_is_its_user() -> None:
     """The uid stands beside the inode."""
-    uids = {row.port: row.uid for row in recorded("tcp", Wanted(which=Which.LISTENING))}
+    uids = {
+        row.port: row.uid for row in recorded("tcp", SocketFilter(states=SocketStates.LISTENING))
+    }
     assert {8001: 0, 8006: 0, 8008: 1000} == uids
 
 
@@ -55,14 +57,18 @@ def test_time_wait_says_how_long_still() -> None:
 
 def test_socket_that_does_not_listen_is_not_a_listener() -> None:
     """Of TCP only LISTEN, of UDP only what has no peer."""
-    assert {"LISTEN"} == {row.state for row in recorded("tcp", Wanted(which=Which.LISTENING))}
-    assert {"UNCONN"} == {row.state for row in recorded("udp", Wanted(which=Which.LISTENING))}
+    assert {"LISTEN"} == {
+        row.state for row in recorded("tcp", SocketFilter(states=SocketStates.LISTENING))
+    }
+    assert {"UNCONN"} == {
+        row.state for row in recorded("udp", SocketFilter(states=SocketStates.LISTENING))
+    }
 
 
 @given(st.binary(max_size=200))
 def test_any_lines_are_read(data: bytes) -> None:
     """What is no line of a socket is passed over."""
-    for row in parse_inet(b"head\n" + data, "tcp", "inet", Wanted(), None):
+    for row in parse_inet(b"head\n" + data, "tcp", "inet", SocketFilter(), None):
         assert 0 <= (row.port or 0)
 
 
@@ -74,22 +80,22 @@ def test_damaged_line_harms_no_other(at: int, junk: bytes) -> None:
     damaged = b"\n".join(
         (lines[0], data[:at].split(b"\n")[-1] + junk.replace(b"\n", b""), *lines[1:])
     )
-    rows = parse_inet(damaged, "tcp", "inet", Wanted(), 1)
+    rows = parse_inet(damaged, "tcp", "inet", SocketFilter(), 1)
     assert {row.inode for row in recorded("tcp")} <= {row.inode for row in rows}
 
 
 def test_process_that_is_gone_tells_nothing() -> None:
     """None: nobody looked; an empty answer would say that there is no socket."""
     for protocols in (("tcp",), ("udp",), ("unix",)):
-        assert read_sockets([2**22 + 1], Wanted(protocols=protocols), None) is None
+        assert read_sockets([2**22 + 1], SocketFilter(protocols=protocols), None) is None
 
 
 def test_process_that_is_there_tells_for_one_that_is_gone() -> None:
     """They are of one namespace: any of them will do."""
-    assert read_sockets([2**22 + 1, "self"], Wanted(), None) is not None
+    assert read_sockets([2**22 + 1, "self"], SocketFilter(), None) is not None
 
 
 @given(st.text("0123456789ABCDEF:- ", max_size=160))
 def test_any_line_like_text_is_read(text: str) -> None:
     """Nearly right, and wrong: negative states, numbers that are too large."""
-    list(parse_inet(b"head\n" + text.encode(), "tcp", "inet", Wanted(), None))
+    list(parse_inet(b"head\n" + text.encode(), "tcp", "inet", SocketFilter(), None))
