@@ -78,6 +78,9 @@ class Crew(Generic[T]):
         started = [thread for _ in range(threads) if (thread := _start(self.work))]
         try:
             yield
+        except BaseException:
+            self._left.clear()
+            raise
         finally:
             for thread in started:
                 thread.join()
