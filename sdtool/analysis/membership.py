@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sdtool.analysis.cgroups import INIT_SCOPE, read_container, read_levels, read_path
 from sdtool.analysis.phases import ENDED
-from sdtool.analysis.ports import port_protocol, socket_owners
+from sdtool.analysis.ports import explain_passed, port_protocol, socket_owners
 from sdtool.analysis.signals import predict
 from sdtool.model.ports import ListeningSocket
 from sdtool.model.process import Process, ProcessFacts, ProcessOwner, ProcessRef, Role
@@ -150,14 +150,22 @@ def take_census(
         unseen: Processes that may have sockets that were not seen, by pid, and why that is so.
         socket_doubt: Why managers may hold sockets for .socket units that are not known.
     """
+    listeners = tuple(listeners)
     levels = {path: read_levels(path, roots) for path in dict.fromkeys((*cgroups, *members))}
+    processes = _count_processes(members, levels)
+    passed = {
+        (socket.behind_manager or "", name): why
+        for socket in listeners
+        for name, why in explain_passed([socket]).items()
+        if (socket.behind_manager or "", name) in processes
+    }
     return Census(
         groups=_control_groups(levels),
-        processes=_count_processes(members, levels),
+        processes=processes,
         processes_reason=processes_reason,
         ports=_ports_by_unit(listeners),
         ports_reason=ports_reason,
-        hidden_ports=_hidden_ports(members, levels, unseen or {}),
+        hidden_ports=passed | _hidden_ports(members, levels, unseen or {}),
         socket_doubt=socket_doubt,
     )
 

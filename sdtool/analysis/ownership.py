@@ -27,6 +27,8 @@ from sdtool.model.sockets import (
 )
 from sdtool.model.unit import CgroupOwner, ManagerRoots
 
+CREATOR_GONE = "the cgroup that created it is gone (or outside our cgroup namespace)"
+
 LISTEN_TYPES = {
     "Stream": "stream",
     "Datagram": "dgram",
@@ -118,13 +120,18 @@ def _creator(
         return None, "the kernel does not tell who created an AF_UNIX socket"
     if row.source is SocketSource.PROCFS:
         return None, "/proc/net does not tell who created it"
+    if row.source is SocketSource.COPY:
+        return (
+            None,
+            "the kernel does not list it, and its descriptor does not tell who created it",
+        )
     if cgroups is None:
         return None, "with cgroup v1 the kernel does not tell who created it"
     if row.cgroup_id is None:
         return None, "the kernel names no creating cgroup for it"
     path = cgroups.get(row.cgroup_id)
     if path is None:
-        return None, "the cgroup that created it is gone"
+        return None, CREATOR_GONE
     owner = read_path(path, roots)
     return Creator(
         unit=owner.innermost,
@@ -198,7 +205,7 @@ def _mark_manager(socket: Socket, behind: ManagersSockets) -> Socket:
 
 def _name_unit_behind(socket: Socket, behind: ManagersSockets) -> Socket:
     if socket.socket_unit is not None or not _is_of_manager(socket, behind.manager):
-        return socket
+        return _name_activated(socket, behind)
     stored = [store.unit for store in behind.stores if socket.inode in (store.inodes or ())]
     listening = [unit.name for unit in behind.units if _is_of(socket, unit)]
     if stored:
@@ -207,14 +214,25 @@ def _name_unit_behind(socket: Socket, behind: ManagersSockets) -> Socket:
         # Of two with one address the kernel lets only SO_REUSEPORT through: then nobody can say.
         if len(listening) > 1:
             return socket
-        return replace(socket, socket_unit=listening[0], behind_manager=behind.manager)
+        named = replace(socket, socket_unit=listening[0], behind_manager=behind.manager)
+        return _name_activated(named, behind)
     store = _find_only_store(socket, behind)
     if store is None:
         return socket
     return replace(socket, fd_store_unit=store, behind_manager=behind.manager)
 
 
+def _name_activated(socket: Socket, behind: ManagersSockets) -> Socket:
+    """The socket, with the units that its .socket starts."""
+    if socket.behind_manager != behind.manager:
+        return socket
+    starts = [unit.triggers for unit in behind.units if unit.name == socket.socket_unit]
+    return replace(socket, activates=starts[0]) if starts else socket
+
+
 def _is_of(socket: Socket, unit: SocketUnit) -> bool:
+    if unit.is_inactive:
+        return False
     if unit.netns is None:
         # Not known: of a manager that is where we are, or of a namespace that is not there.
         here = unit.namespace_path is None and not socket.elsewhere
@@ -227,12 +245,17 @@ def _find_only_store(socket: Socket, behind: ManagersSockets) -> str | None:
     """The service whose fd store it must be in, where the manager does not tell them.
 
     Before systemd 254 nobody tells. A manager has no use of its own for a port, and accepted
-    connections aside holds one for a .socket or in a store: the only store is then the one.
+    connections aside holds one for a .socket or in a store: the only store is then the one,
+    if no .socket could be meant, wherever it listens, and the manager holds the socket still.
     """
     told = [store for store in behind.stores if store.inodes is not None]
     if told or len(behind.stores) != 1 or not _has_port_alone(socket):
         return None
-    return behind.stores[0].unit if _is_held_by(socket, behind.manager) else None
+    if socket.inode not in (behind.held or ()) or not _is_held_by(socket, behind.manager):
+        return None
+    if any(_names_port(listen, socket) for unit in behind.units for listen in unit.listens):
+        return None
+    return behind.stores[0].unit
 
 
 def _has_port_alone(socket: Socket) -> bool:
@@ -317,11 +340,21 @@ def listens_on(listen: ListenAddress, socket: Socket, device: str | None = None)
         return False
     if socket.family == "unix":
         return socket.path is not None and listen.address == socket.path
-    # "[fe80::1]:80%eth0", and in older versions "[fe80::1%eth0]:80"
-    address, _, port = listen.address.rpartition(":")
+    address, port, scope = _parse_listen(listen.address)
+    if socket.source is not SocketSource.PROCFS and (device or scope) != socket.device:
+        return False
+    return port == str(socket.port) and address == socket.address
+
+
+def _names_port(listen: ListenAddress, socket: Socket) -> bool:
+    """Whether a Listen= line is of this socket's port, on whatever address."""
+    same_type = LISTEN_TYPES.get(listen.type) == socket.type
+    return same_type and _parse_listen(listen.address)[1] == str(socket.port)
+
+
+def _parse_listen(text: str) -> tuple[str, str, str | None]:
+    """(address, port, device) of "[fe80::1]:80%eth0", in older versions "[fe80::1%eth0]:80"."""
+    address, _, port = text.rpartition(":")
     address, _, scope = address.partition("%")
     port, _, later_scope = port.partition("%")
-    device = device or later_scope or scope.rstrip("]") or None
-    if socket.source is not SocketSource.PROCFS and device != socket.device:
-        return False
-    return port == str(socket.port) and address.strip("[]") == socket.address
+    return address.strip("[]"), port, later_scope or scope.rstrip("]") or None

@@ -25,20 +25,27 @@ from sdtool.model.process import Container
 from sdtool.model.sockets import Creator, Holder, Socket, owns_port
 from sdtool.model.unit import Unit
 
+BOUND_BESIDE = "on its other addresses --all-holders looks for what is bound, and does not listen"
+
 
 def judge_port(
     spec: PortSpec,
     sockets: Sequence[Socket],
     reason: str | None = None,
+    *,
+    outside: bool = False,
+    at_first_sight: bool = False,
 ) -> tuple[PortOwnership, ...]:
     """Who owns a port: an entry for each protocol that has something, or one that says free.
 
     Args:
         sockets: All that were found on this port.
         reason: Why there may be more; None when there are not.
+        outside: There may be processes outside our pid namespace; where they are nobody looked.
+        at_first_sight: What is bound beside a socket that listens was not looked for.
     """
     found = tuple(
-        _judge_protocol(spec.port, protocol, ours, reason)
+        _judge_protocol(spec.port, protocol, ours, reason, at_first_sight)
         for protocol in ((spec.protocol,) if spec.protocol else ("tcp", "udp"))
         if (ours := [socket for socket in sockets if port_protocol(socket) == protocol])
     )
@@ -51,14 +58,26 @@ def judge_port(
             verdict=PortVerdict.UNKNOWN if reason else PortVerdict.FREE,
             owners=(),
             blocked_by=(),
-            hint=_free_hint(reason),
+            hint=_free_hint(reason, outside),
         ),
     )
 
 
-def _free_hint(reason: str | None) -> str:
+def is_settled(spec: PortSpec, found: Iterable[PortOwnership]) -> bool:
+    """Whether it is known at first sight what is to be known: no closer look can change it.
+
+    UDP has no old connections that block a port, and its sockets are listed by every kernel:
+    where TCP has an owner and UDP has not, it is not looked at again.
+    """
+    owned = {entry.protocol for entry in found if entry.verdict is PortVerdict.OWNED}
+    return (spec.protocol or "tcp") in owned
+
+
+def _free_hint(reason: str | None, outside: bool) -> str:
     where = "nothing has it in any network namespace"
-    return where if reason is None else f"{where} that was seen, but {reason}"
+    if reason is not None:
+        return f"{where} that was seen, but {reason}"
+    return f"{where} that this pid namespace shows" if outside else where
 
 
 def port_protocol(socket: Socket) -> str:
@@ -67,7 +86,11 @@ def port_protocol(socket: Socket) -> str:
 
 
 def _judge_protocol(
-    port: int, protocol: str, sockets: Sequence[Socket], reason: str | None
+    port: int,
+    protocol: str,
+    sockets: Sequence[Socket],
+    reason: str | None,
+    at_first_sight: bool,
 ) -> PortOwnership:
     taken = [socket for socket in sockets if owns_port(socket)]
     owners = tuple(dict.fromkeys(owner for socket in taken for owner in socket_owners(socket)))
@@ -75,7 +98,8 @@ def _judge_protocol(
     hint: str | None
     if owners:
         more = f"there may be more owners: {reason}" if reason else None
-        verdict, hint = PortVerdict.OWNED, _owned_hint(taken) or more
+        beside = BOUND_BESIDE if at_first_sight and _leaves_addresses(taken) else None
+        verdict, hint = PortVerdict.OWNED, _owned_hint(taken) or more or beside
     elif taken:
         verdict, hint = PortVerdict.UNKNOWN, _unknown_hint(taken)
     else:
@@ -145,6 +169,17 @@ def _door(socket: Socket, one: Creator | Holder) -> tuple[str | None, Via]:
     return one.unit, Via.HOLDER
 
 
+def _leaves_addresses(taken: Iterable[Socket]) -> bool:
+    """Whether TCP sockets listen on some addresses of a network namespace, and not on all."""
+    covered: dict[int | None, set[str | None]] = {}
+    for socket in taken:
+        if socket.state == "LISTEN":
+            here = covered.setdefault(socket.netns, set())
+            if socket.device is None:
+                here |= {socket.address, "0.0.0.0" if socket.v6only is False else None}
+    return any(not {"0.0.0.0", "::"} <= addresses for addresses in covered.values())
+
+
 def _owned_hint(taken: Sequence[Socket]) -> str | None:
     reasons = (s.holders_reason for s in taken if s.holders is None)
     if any(map(is_unexplained, taken)):
@@ -165,7 +200,7 @@ def _block(socket: Socket) -> PortBlock:
         expires_us=socket.expires_us,
         peer=socket.peer,
         unit=unit,
-        unit_reason=doubt_owner(socket) if unit is None else None,
+        unit_reason=doubt_owner(socket) if unit is None and not held else None,
         manager=whose.manager if whose else None,
         holders=socket.holders,
         netns=socket.netns,
@@ -229,8 +264,9 @@ def doubt_unfound(
     rows = tuple(rows)
     why = explain_unowned(rows) or reason
     behind = explain_unexplained(rows)
+    passed = explain_passed(row.socket for row in rows)
     doubtful = (
-        (unit, (behind if unit.unit_type == "socket" else None) or why)
+        (unit, (behind if unit.unit_type == "socket" else passed.get(unit.name)) or why)
         for unit in units
         if unit.name not in found and _can_listen(unit)
     )
@@ -247,6 +283,17 @@ def explain_unexplained(rows: Iterable[ListeningSocket]) -> str | None:
     if not unknown:
         return None
     return f"which unit its manager holds {_many(unknown)} for is not known"
+
+
+def explain_passed(sockets: Iterable[Socket]) -> dict[str, str]:
+    """Units that a .socket may have passed its socket to, and why it is not known whether."""
+    return {
+        name: f"whether {socket.socket_unit} has passed it a socket is not seen: "
+        f"{socket.holders_reason}"
+        for socket in sockets
+        if socket.holders is None
+        for name in socket.activates
+    }
 
 
 def _many(sockets: Collection[Socket]) -> str:

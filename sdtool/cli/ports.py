@@ -73,18 +73,8 @@ def _show_binds(invocation: Invocation, texts: Sequence[str]) -> int:
 def _show_owners(invocation: Invocation, ports: Sequence[str], all_holders: bool) -> int:
     specs = [parse_port(text) for text in ports]
     answer = invocation.ask(lambda host: host.port(specs, all_holders=all_holders))
-    owned = {(entry.port, entry.protocol) for entry in answer.data if _is_owned(entry.verdict)}
-    bad = not all(_is_answered(spec, owned) for spec in specs)
+    bad = any(entry.verdict is not PortVerdict.OWNED for entry in answer.data)
     return invocation.finish(answer, show_ports, bad=bad)
-
-
-def _is_owned(verdict: PortVerdict) -> bool:
-    return verdict is PortVerdict.OWNED
-
-
-def _is_answered(spec: PortSpec, owned: set[tuple[int, str | None]]) -> bool:
-    protocols = (spec.protocol,) if spec.protocol else PROTOCOLS
-    return any((spec.port, protocol) in owned for protocol in protocols)
 
 
 def parse_port(text: str) -> PortSpec:

@@ -11,7 +11,8 @@ from sdtool.host.asking import ask_each
 from sdtool.host.session import Session
 from sdtool.host.survey import Survey
 from sdtool.model.answer import Answer
-from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec, PortVerdict
+from sdtool.model.binding import BindSpec
+from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec
 from sdtool.model.process import ProcessFacts
 from sdtool.model.sockets import (
     HolderScan,
@@ -54,7 +55,7 @@ async def _own_port(session: Session, spec: PortSpec, all_holders: bool) -> Answ
     wanted = SocketFilter(protocols=PROTOCOLS[spec.protocol], port=spec.port)
     survey = Survey(session)
     found = () if all_holders else await _find_likely_owners(session, survey, spec, wanted)
-    if not found:
+    if not ports.is_settled(spec, found):
         # Nobody is known to have it: before that is said, look anew, and where it costs more.
         survey = Survey(session)
         found = await _find_all_owners(survey, spec, wanted)
@@ -79,11 +80,10 @@ async def _read_targets(survey: Survey, proxies: Sequence[int]) -> published.Tar
 async def _find_likely_owners(
     session: Session, survey: Survey, spec: PortSpec, wanted: SocketFilter
 ) -> tuple[PortOwnership, ...]:
-    """Who owns the port, where that is seen at first sight; none where it is not."""
+    """Who owns the port, as far as that is seen at first sight."""
     rows = survey.read(replace(wanted, states=SocketStates.OWNING))
     joined = await survey.join(rows, _scan_likely_holders(session, survey, rows))
-    found = ports.judge_port(spec, joined, survey.reason)
-    return found if any(entry.verdict is PortVerdict.OWNED for entry in found) else ()
+    return ports.judge_port(spec, joined, survey.reason, at_first_sight=True)
 
 
 async def _find_all_owners(
@@ -91,8 +91,23 @@ async def _find_all_owners(
 ) -> tuple[PortOwnership, ...]:
     rows = survey.read(wanted) + survey.read_deeper(wanted)
     joined = await survey.join(rows, survey.sweep.holders_of(inodes_of(rows)))
-    found = ports.judge_port(spec, joined, survey.reason or survey.caveat)
+    reason = survey.reason or survey.caveat or _doubt_bound(survey, spec)
+    found = ports.judge_port(spec, joined, reason, outside=survey.sweep.outside)
     return published.mention_rewriting(found, (survey.ids or {}).values())
+
+
+def _doubt_bound(survey: Survey, spec: PortSpec) -> str | None:
+    """Why a socket that is bound and does not listen may be hidden: held outside, old kernel."""
+    if spec.protocol == "udp" or not survey.sweep.outside:
+        return None
+    from sdtool.sources.binding import shows_bound_sockets  # a start-up cost for containers only
+
+    if shows_bound_sockets(BindSpec(address="127.0.0.1", port=spec.port)):
+        return None
+    return (
+        "one that is bound and does not listen is not listed by this kernel (before Linux 6.8), "
+        "and there may be processes outside of this pid namespace"
+    )
 
 
 def _scan_likely_holders(

@@ -7,7 +7,8 @@ namespaces are, who holds what) it reads when it is first needed, and once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -25,8 +26,8 @@ from sdtool.model.sockets import (
     inodes_of,
 )
 from sdtool.sources import cgroups, namespaces, processes, procnet, sockets
-from sdtool.sources.descriptors import Sweep
-from sdtool.sources.namespaces import ENTER_HINT, NamespaceCensus, NetworkNamespace
+from sdtool.sources.descriptors import Sweep, read_descriptors
+from sdtool.sources.namespaces import NamespaceCensus, NetworkNamespace
 from sdtool.sources.reach import read_manager_pid
 
 Rows = tuple[SocketFacts, ...]
@@ -46,8 +47,9 @@ class Survey:
     def __init__(self, session: Session, pids: Collection[int] | None = None) -> None:
         self._session = session
         self._pids = pids
-        self._partly: set[NetworkNamespace] = set()
-        self._not_at_all: set[NetworkNamespace] = set()
+        self._told: set[int] = set()
+        self._partly: dict[NetworkNamespace, str] = {}
+        self._not_at_all: dict[NetworkNamespace, str] = {}
         self._uncopied: str | None = None
         self._unasked: dict[str, None] = {}
         self._unseen_pids: set[int] = set()
@@ -74,11 +76,10 @@ class Survey:
     def reason(self) -> str | None:
         """Why there may be sockets that were not seen; None when there are not."""
         reasons = [self.census.reason] if self.census.reason else []
-        if self._partly:
-            where = _count(len(self._partly))
-            reasons.append(f"in {where} only what /proc/PID/net shows was seen: {ENTER_HINT}")
-        if self._not_at_all:
-            reasons.append(f"{_count(len(self._not_at_all))} may not be entered: {ENTER_HINT}")
+        for where, why in _by_reason(self._partly):
+            reasons.append(f"in {where} only what /proc/PID/net shows was seen: {why}")
+        for where, why in _by_reason(self._not_at_all):
+            reasons.append(f"{where} may not be entered: {why}")
         if self._uncopied:
             reasons.append(
                 f"sockets that the kernel does not list are closed to us: {self._uncopied}"
@@ -113,7 +114,7 @@ class Survey:
     def read_at(self, address: str, wanted: SocketFilter) -> Rows:
         """The sockets of the network namespace that has an address, ours aside.
 
-        None where several have it: which one is meant depends on who asks.
+        None of them where several have it: which one is meant depends on who asks.
         """
         others = [place for place in self.census.namespaces if not place.own]
         looks = namespaces.look_into(others, lambda: namespaces.has_address(address))
@@ -123,38 +124,34 @@ class Survey:
     def read_deeper(self, wanted: SocketFilter) -> Rows:
         """What ``read`` does not have: behind descriptors, and what the kernel does not list.
 
-        These are the sockets of network namespaces that nothing but a descriptor keeps alive,
-        and before Linux 6.8 those that are bound and do not listen. It takes a look at every
-        descriptor, and at every socket there is.
+        These are the sockets of network namespaces that a thread alone is in, that are mounted
+        where others see it, or that nothing but a descriptor keeps alive; and before Linux 6.8
+        those that are bound and do not listen. It takes a look at every descriptor, and at every
+        socket there is.
         """
-        known = {namespace.inode for namespace in self.census.namespaces}
-        threads = namespaces.read_thread_namespaces(self.sweep.pids, known)
-        known |= {namespace.inode for namespace in threads}
-        held = (*threads, *self.sweep.namespaces(known))
-        rows = self._read(held, wanted)
-        known |= {namespace.inode for namespace in held}
-        listed = self._list_inodes((*self.census.namespaces, *held))
-        unlisted = self.sweep.sockets - listed if listed is not None else frozenset()
+        places = list(self.census.namespaces)
+        known = {place.inode for place in places}
+        for find in (
+            partial(namespaces.read_thread_namespaces, self.sweep.pids),
+            partial(namespaces.read_mounted_namespaces, self.sweep.pids),
+            self.sweep.namespaces,
+        ):
+            places += find(known)
+            known = {place.inode for place in places}
+        rows = self._read(places[len(self.census.namespaces) :], wanted)
+        looks = namespaces.look_into(places, sockets.read_inodes)
+        listed = {inode for _, found in looks if not isinstance(found, OSError) for inode in found}
+        unlisted = self.sweep.sockets - listed - self._told
         with self.sweep.look_closer(unlisted, known) as closer:
             rows += self._read(closer.namespaces, wanted)
         listed_now = inodes_of(rows)
         self._uncopied = closer.reason
         rows += tuple(
-            replace(row, elsewhere=row.netns != self.census.namespaces[0].inode)
+            _placed(row, places[0])
             for row in closer.sockets
             if row.inode not in listed_now and sockets.fits(row, wanted)
         )
         return tuple(sorted(rows, key=sockets.by_address))
-
-    def _list_inodes(self, places: Iterable[NetworkNamespace]) -> frozenset[int] | None:
-        """Every socket with a port, by inode; None where the kernel does not list them."""
-        try:
-            looks = namespaces.look_into(places, sockets.read_inodes)
-        except Unavailable:
-            return None
-        return frozenset(
-            inode for _, found in looks if isinstance(found, frozenset) for inode in found
-        )
 
     def read_of_cgroup(self, group: str, wanted: SocketFilter) -> Rows:
         """The sockets that were made in a cgroup, or are held by the survey's own processes.
@@ -166,9 +163,15 @@ class Survey:
         ids = {key for key, path in (self.ids or {}).items() if f"{path}/".startswith(below)}
         few = tuple(sorted(ids)) if self.ids is not None and len(ids) <= MAX_FILTERED else None
         rows = self.read(replace(wanted, cgroups=few))
-        if few is not None and self.sweep.with_ports(self.sweep.sockets - inodes_of(rows)):
+        left = self.sweep.with_ports(self.sweep.sockets - inodes_of(rows))
+        if few is not None and left:
+            # Its connections were made here too: they are known, though not wanted.
+            every = replace(wanted, cgroups=few, states=SocketStates.ALL)
+            left -= inodes_of(self.read(every))
+        if few is not None and left:
             rows = self.read(wanted)
-        if self.sweep.with_ports(self.sweep.sockets - inodes_of(rows)):
+            left -= inodes_of(rows)
+        if left:
             rows += self.read_deeper(wanted)
         held = self.sweep.sockets
         return tuple(row for row in rows if row.cgroup_id in ids or row.inode in held)
@@ -178,6 +181,7 @@ class Survey:
         for place, looks in namespaces.look_into(places, partial(_read_here, wanted)):
             for part, found in [(wanted, looks)] if isinstance(looks, OSError) else looks:
                 rows += self._take(place, found, part)
+        self._told |= inodes_of(rows)
         return tuple(sorted(rows, key=sockets.by_address))
 
     def _take(
@@ -197,13 +201,13 @@ class Survey:
         if rows != () and not place.own:
             self._unseen_pids |= set(place.pids)
         if rows is None:
-            self._not_at_all.add(place)
-        elif wanted.states is SocketStates.LISTENING and "unix" not in wanted.protocols:
-            pass  # of these the text files have all
+            self._not_at_all[place] = namespaces.explain_refusal(error)
+        elif procnet.shows_all(wanted):
+            pass
         elif isinstance(error, SdtoolError):
             self._unseen[f"{str(error).rstrip('.')}; /proc/net shows no bound sockets"] = None
         else:
-            self._partly.add(place)
+            self._partly[place] = namespaces.explain_refusal(error)
         return _named(rows or (), place)
 
     async def join(
@@ -256,7 +260,10 @@ class Survey:
         left = ownership.name_units_behind(joined, behind)
         if not any(ownership.may_be_stored(socket, name) for socket in left):
             return behind
-        return replace(behind, stores=await manager.list_fd_stores())
+        stores = await manager.list_fd_stores()
+        # Looked at again: while it answered it may have closed what was there before.
+        held = read_descriptors(pid) if pid else None
+        return replace(behind, stores=stores, held=frozenset(held.sockets) if held else None)
 
 
 def _read_here(wanted: SocketFilter) -> list[tuple[SocketFilter, Rows | SdtoolError]]:
@@ -271,6 +278,15 @@ def _read_here(wanted: SocketFilter) -> list[tuple[SocketFilter, Rows | SdtoolEr
     return [look for part in parts for look in _read_here(part)]
 
 
+def _placed(row: SocketFacts, own: NetworkNamespace) -> SocketFacts:
+    """What a copy told, seen from our own network namespace: only its devices have names here."""
+    elsewhere = row.netns != own.inode
+    if row.interface is None:
+        return replace(row, elsewhere=elsewhere)
+    device = f"if{row.interface}" if elsewhere else sockets.name_device(row.interface)
+    return replace(row, elsewhere=elsewhere, device=device)
+
+
 def _named(rows: Rows, place: NetworkNamespace) -> Rows:
     if place.own and place.name is None:
         return rows
@@ -282,5 +298,7 @@ def _namespace_of(unit: SocketUnit, home: int | None) -> int | None:
     return home if path is None else namespaces.read_inode(path)
 
 
-def _count(namespaces: int) -> str:
-    return f"{namespaces} other network namespace{'' if namespaces == 1 else 's'}"
+def _by_reason(closed: Mapping[NetworkNamespace, str]) -> Iterator[tuple[str, str]]:
+    """How many were closed to us for each reason."""
+    for why, many in Counter(closed.values()).items():
+        yield f"{many} other network namespace{'' if many == 1 else 's'}", why

@@ -30,6 +30,8 @@ class SocketUnit:
         namespace_path: Its NetworkNamespacePath=; None for where its manager is.
         netns: Inode of the network namespace it listens in; None when that is not known.
         device: Its BindToDevice=; None without one.
+        triggers: The units that it starts.
+        is_inactive: It does not listen, by what its manager says.
     """
 
     name: str
@@ -37,6 +39,8 @@ class SocketUnit:
     namespace_path: str | None = None
     netns: int | None = None
     device: str | None = None
+    triggers: tuple[str, ...] = ()
+    is_inactive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +62,28 @@ class ManagersSockets:
     Attributes:
         manager: As in ``Creator``.
         pid: Its own process; None when that is not known.
-        units: Its .socket units that listen.
+        units: Its .socket units.
         stores: Its services with anything in their fd store.
+        held: The inodes of the sockets that it held after it had told these; None when that may
+            not be seen.
     """
 
     manager: str
     pid: int | None = None
     units: tuple[SocketUnit, ...] = ()
     stores: tuple[FdStore, ...] = ()
+    held: frozenset[int] | None = None
 
 
 class SocketSource(StrEnum):
-    """Who told of a socket: what PROCFS (/proc/net) does not show, sock_diag does."""
+    """Who told of a socket: what PROCFS (/proc/net) does not show, sock_diag does.
+
+    ``COPY`` is a copy of a process's descriptor, of a socket that neither of them lists.
+    """
 
     SOCK_DIAG = "sock_diag"
     PROCFS = "procfs"
+    COPY = "pidfd_getfd"
 
 
 class SocketStates(StrEnum):
@@ -127,7 +138,7 @@ class SocketFacts:
         netns_name: Its name below /run/netns, or the path of another mount; None without one.
         elsewhere: It is in another network namespace than ours.
         interface: Index of the device that it is bound to; None when to none.
-        device: The name of that device; None also where it has none any more.
+        device: The name of that device, "if7" where its index has none (any more).
     """
 
     family: str
@@ -240,6 +251,7 @@ class Socket:
         holders: None when they may not be seen (``holders_reason`` says why).
         holders_complete: All processes were looked at, so there are no others.
         socket_unit: The .socket unit that listens on it.
+        activates: The units that this starts, and passes the socket to.
         fd_store_unit: The service that its manager keeps it for.
         behind_manager: Whose units these two are, as in ``Creator``.
         source: Who told of it.
@@ -268,5 +280,6 @@ class Socket:
     socket_unit: str | None
     fd_store_unit: str | None = None
     behind_manager: str | None = None
+    activates: tuple[str, ...] = ()
     device: str | None = None
     source: SocketSource = SocketSource.SOCK_DIAG

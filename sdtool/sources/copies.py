@@ -18,12 +18,13 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from sdtool.model.binding import OptionScan, SocketOptions
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import SocketFacts, SocketSource
 from sdtool.sources.libc import call
 from sdtool.sources.processes import PTRACE_HINT, may_look_into_others
 from sdtool.sources.sockets import CLOSE, PROTOCOLS, SOCKET_TYPES, state_name
 
 PIDFD_GETFD = 438  # the same on every architecture that has it
+PIDFD_THREAD = os.O_EXCL
 SO_PROTOCOL = 38
 SO_DOMAIN = 39
 SO_BINDTOIFINDEX = 62
@@ -34,6 +35,7 @@ PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 TAGGING = (b"net_cls", b"net_prio")
 
 UNSUPPORTED = "needs Linux 5.6 (pidfd_getfd)"
+NO_THREADS = "needs Linux 6.9 where the main thread of a process has ended (PIDFD_THREAD)"
 FILTERED = "pidfd_getfd is forbidden here (a container's filter of system calls)"
 TAGGED = "a copy would change the net_cls or net_prio tag of its socket (cgroup v1)"
 BEYOND = (
@@ -44,7 +46,7 @@ NETNS_HINT = "to name the network namespace of a socket needs CAP_NET_ADMIN ther
 ASKING_NETNS = "SIOCGSKNS"
 
 Held = tuple[int, int, int]
-"""(pid, descriptor, inode) of a socket that a process holds."""
+"""(thread, descriptor, inode) of a socket that a process holds."""
 
 
 class Tags:
@@ -84,11 +86,11 @@ def copied_socket(held: Held, tags: Tags | None = None) -> Iterator[socket.socke
         FileNotFoundError: The process or the descriptor is gone, or is another socket by now.
         OSError: The kernel refuses, or making a copy would change the socket (EXDEV).
     """
-    pid, fd, inode = held
+    task, fd, inode = held
     try:
-        if (tags or Tags()).differ(pid):
+        if (tags or Tags()).differ(task):
             raise OSError(errno.EXDEV, TAGGED)
-        pidfd = os.pidfd_open(pid)
+        pidfd = _open_task(task)
     except ProcessLookupError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
     try:
@@ -103,6 +105,23 @@ def copied_socket(held: Held, tags: Tags | None = None) -> Iterator[socket.socke
         yield copy
 
 
+def _open_task(task: int) -> int:
+    """A pidfd of a process, or of a thread that is not its first.
+
+    Raises:
+        ProcessLookupError: It is gone.
+        OSError: EINVAL for a thread, before Linux 6.9.
+    """
+    try:
+        return os.pidfd_open(task)
+    except ProcessLookupError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+    return os.pidfd_open(task, PIDFD_THREAD)
+
+
 def explain_refusal(error: OSError) -> str:
     """Why a copy could not be made, or would not tell, and what would permit it."""
     code = error.errno
@@ -110,6 +129,8 @@ def explain_refusal(error: OSError) -> str:
         return UNSUPPORTED
     if code == errno.EXDEV:
         return TAGGED
+    if code == errno.EINVAL:
+        return NO_THREADS
     if not isinstance(error, PermissionError):
         return f"a copy could not be made: {error.strerror}"
     if error.filename == ASKING_NETNS:
@@ -198,7 +219,7 @@ def _read_options(copy: socket.socket) -> SocketOptions:
 def describe(copy: socket.socket, inode: int) -> SocketFacts | None:
     """A socket that has a port as sock_diag would show it; None for one that has none.
 
-    Its creator is not told, nor its cookie, nor its network namespace.
+    Its creator is not told, nor its cookie, nor its network namespace and the name of its device.
     """
     protocol = PROTOCOL_NAMES.get(copy.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL))
     if copy.family not in (socket.AF_INET, socket.AF_INET6) or protocol is None:
@@ -224,6 +245,7 @@ def describe(copy: socket.socket, inode: int) -> SocketFacts | None:
         expires_us=None,
         netns=None,
         interface=copy.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX) or None,
+        source=SocketSource.COPY,
     )
 
 

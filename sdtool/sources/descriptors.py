@@ -63,10 +63,12 @@ class Descriptors:
     """What of the descriptors of one process matters here.
 
     Attributes:
+        task: The thread whose table they are from: another than the first where that has ended.
         sockets: Inode -> one of its descriptors for that socket.
         namespaces: Inode of a network namespace -> one of its descriptors for that.
     """
 
+    task: int
     sockets: dict[int, int]
     namespaces: dict[int, int]
 
@@ -76,24 +78,25 @@ def read_descriptors(pid: int) -> Descriptors | None:
 
     A process that is gone holds none.
     """
-    held = Descriptors({}, {})
     try:
-        if not _note_descriptors(f"/proc/{pid}/fd", held):
+        found = _read_table(pid)
+        if found is None:
             # None at all: a kernel thread, or its main thread has ended and others go on.
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                if int(thread) != pid and _note_descriptors(f"/proc/{pid}/task/{thread}/fd", held):
-                    break
+            tables = map(_read_table, map(int, os.listdir(f"/proc/{pid}/task")))
+            found = next(filter(None, tables), None)
     except (FileNotFoundError, ProcessLookupError):
         if is_hidden(pid):
             return None
+        found = None
     except PermissionError:
         return None
-    return held
+    return found or Descriptors(pid, {}, {})
 
 
-def _note_descriptors(path: str, held: Descriptors) -> bool:
-    """Read a table of descriptors; whether there is any in it."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _read_table(task: int) -> Descriptors | None:
+    """A thread's table of descriptors; None when there is nothing in it."""
+    held = Descriptors(task, {}, {})
+    directory = os.open(f"/proc/{task}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         names = os.listdir(directory)
         for fd in names:
@@ -105,7 +108,7 @@ def _note_descriptors(path: str, held: Descriptors) -> bool:
                     held.namespaces[inode] = int(fd)
     finally:
         os.close(directory)
-    return bool(names)
+    return held if names else None
 
 
 def sees_all_descriptors() -> bool:
@@ -163,7 +166,7 @@ class Sweep:
             process = read_process(pid) if inodes_here else None
             # Only when it still has one of them the pid is still that of who was looked at.
             if process is None or not any(
-                _still_holds(pid, held.sockets[inode], inode) for inode in inodes_here
+                _still_holds(pid, (held.task, held.sockets[inode], inode)) for inode in inodes_here
             ):
                 continue
             ref = ProcessRef(pid=pid, comm=process.comm)
@@ -183,10 +186,10 @@ class Sweep:
     def namespaces(self, known: Collection[int | None]) -> Iterator[NetworkNamespace]:
         """The network namespaces beside the known ones that a descriptor stands for."""
         ways: dict[int, list[str]] = {}
-        for pid, held in self._found.items():
+        for held in self._found.values():
             for inode, fd in held.namespaces.items():
                 if inode not in known:
-                    ways.setdefault(inode, []).append(f"/proc/{pid}/fd/{fd}")
+                    ways.setdefault(inode, []).append(f"/proc/{held.task}/fd/{fd}")
         for inode, paths in ways.items():
             yield NetworkNamespace(inode, paths=tuple(paths))
 
@@ -197,10 +200,10 @@ class Sweep:
     def find(self, inodes: Collection[int]) -> Iterator[Held]:
         """One holder of each of the sockets that was seen."""
         left = set(inodes)
-        for pid, held in self._found.items():
+        for held in self._found.values():
             for inode in held.sockets.keys() & left:
                 left.discard(inode)
-                yield pid, held.sockets[inode], inode
+                yield held.task, held.sockets[inode], inode
 
     @contextlib.contextmanager
     def look_closer(
@@ -253,8 +256,9 @@ def _note_namespace(
     return netns
 
 
-def _still_holds(pid: int, fd: int, inode: int) -> bool:
-    for path in (f"/proc/{pid}/fd/{fd}", *_thread_paths(pid, fd)):
+def _still_holds(pid: int, held: Held) -> bool:
+    task, fd, inode = held
+    for path in (f"/proc/{task}/fd/{fd}", *_thread_paths(pid, fd)):
         with contextlib.suppress(OSError):
             return os.readlink(path) == f"socket:[{inode}]"
     return False
@@ -283,8 +287,11 @@ def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:
 
 def _has_port(held: Held) -> bool:
     """Whether a descriptor is a socket of a protocol with ports; False too when it is gone."""
-    pid, fd, _ = held
-    with contextlib.suppress(OSError):
-        name = os.getxattr(f"/proc/{pid}/fd/{fd}", "system.sockprotoname")
-        return name.startswith(INET_NAMES)
-    return False
+    task, fd, _ = held
+    try:
+        name = os.getxattr(f"/proc/{task}/fd/{fd}", "system.sockprotoname")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True  # not known: a copy will tell, or say why it cannot
+    return name.startswith(INET_NAMES)

@@ -102,6 +102,33 @@ def read_thread_namespaces(
     return tuple(NetworkNamespace(inode, paths=tuple(paths[inode])) for inode in sorted(paths))
 
 
+def read_mounted_namespaces(
+    pids: Sequence[int], known: Collection[int | None]
+) -> tuple[NetworkNamespace, ...]:
+    """The network namespaces beside the known ones that are mounted where other processes live.
+
+    In a mount namespace that is neither PID 1's nor ours: of a unit with PrivateMounts=, say.
+    """
+    places: dict[str, int] = {}
+    for found in spread(pids, _read_mount_links):
+        places |= found
+    census = _Census()
+    for pid in places.values():
+        census.add_mounts(str(pid), f"/proc/{pid}/root")
+    return tuple(
+        place for place in census.namespaces() if not place.own and place.inode not in known
+    )
+
+
+def _read_mount_links(pids: Iterable[int]) -> dict[str, int]:
+    """One process of each mount namespace."""
+    found: dict[str, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found[os.readlink(f"/proc/{pid}/ns/mnt")] = pid
+    return found
+
+
 def _read_thread_paths(pids: Iterable[int]) -> list[tuple[int, str]]:
     found = []
     for pid in pids:
@@ -261,6 +288,13 @@ def _look_there(place: NetworkNamespace, look: Callable[[], T]) -> T | OSError:
     except OSError as error:
         return error
     return look()
+
+
+def explain_refusal(error: Exception) -> str:
+    """Why a namespace could not be looked into, and what would permit it."""
+    if isinstance(error, PermissionError):
+        return ENTER_HINT
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def has_address(address: str) -> bool:

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 
-from sdtool.model.sockets import SocketFacts, SocketFilter, SocketSource
+from sdtool.model.sockets import SocketFacts, SocketFilter, SocketSource, SocketStates
 from sdtool.sources.sockets import (
     SOCKET_TYPES,
     STATES,
@@ -43,6 +43,13 @@ def read_sockets(
             continue
         return tuple(sorted(rows, key=by_address))
     return None
+
+
+def shows_all(wanted: SocketFilter) -> bool:
+    """Whether the text files have every socket that is wanted."""
+    if "unix" in wanted.protocols:
+        return False
+    return wanted.states is SocketStates.LISTENING or "tcp" not in wanted.protocols
 
 
 def _read_of(pid: int | str, wanted: SocketFilter, netns: int | None) -> Iterator[SocketFacts]:

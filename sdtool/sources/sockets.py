@@ -177,12 +177,14 @@ def split(protocols: Collection[str]) -> list[tuple[str, ...]]:
 
 
 def _with_device(row: SocketFacts) -> SocketFacts:
-    """A socket with the name of its device, which this thread's network namespace knows."""
-    if row.interface is None:
-        return row
+    return row if row.interface is None else replace(row, device=name_device(row.interface))
+
+
+def name_device(index: int) -> str:
+    """A device of this thread's network namespace; one that is not there (any more) as "if7"."""
     with contextlib.suppress(OSError):
-        return replace(row, device=socket.if_indextoname(row.interface))
-    return row
+        return socket.if_indextoname(index)
+    return f"if{index}"
 
 
 def _is_needless(query: Query, families: set[int]) -> bool:
@@ -204,12 +206,13 @@ def _is_needless(query: Query, families: set[int]) -> bool:
 def read_inodes() -> frozenset[int]:
     """Of every socket with a port in this thread's network namespace, and nothing else of them.
 
-    Raises:
-        Unavailable: The kernel does not list them.
+    Those of a protocol that the kernel does not list are missing.
     """
-    return frozenset(
-        MESSAGE.unpack_from(row)[14] for query in _queries(SocketFilter()) for row in _ask(query)
-    )
+    found: set[int] = set()
+    for query in _queries(SocketFilter()):
+        with contextlib.suppress(Unavailable):
+            found.update(MESSAGE.unpack_from(row)[14] for row in _ask(query))
+    return frozenset(found)
 
 
 def _is_wanted(row: SocketFacts, wanted: SocketFilter) -> bool:

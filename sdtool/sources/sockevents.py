@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from sdtool.errors import Unavailable
 from sdtool.model.sockets import SocketFacts, SocketFilter, SocketStates, inodes_of, is_listening
 from sdtool.model.stop import Event, EventKind, EventSource
-from sdtool.sources.namespaces import ENTER_HINT, NetworkNamespace, look_into
+from sdtool.sources.namespaces import NetworkNamespace, explain_refusal, look_into
 from sdtool.sources.netlink import open_diag, parse_messages
 from sdtool.sources.sockets import MESSAGE, read_sockets
 
@@ -64,8 +64,9 @@ class SocketObserver:
             self.available = False
             self.reason = f"no destroy notifications: {error}"
             return frozenset()
-        if any(isinstance(found, OSError) for _, found in looks):
-            self.reason += f"; not in network namespaces of its own, which {ENTER_HINT}"
+        refused = [found for _, found in looks if isinstance(found, OSError)]
+        if refused:
+            self.reason += f"; not in network namespaces of its own: {explain_refusal(refused[0])}"
         rows = [row for _, found in looks if isinstance(found, tuple) for row in found]
         # Of an MPTCP socket the TCP part is the one whose end is told.
         parts = {row.inode for row in rows if row.protocol == "tcp"}

@@ -389,17 +389,20 @@ class Manager:
                 raise
 
     async def list_socket_units(self) -> tuple[SocketUnit, ...]:
-        """Every .socket unit that is not inactive, with the addresses that it listens on."""
+        """Every .socket unit that is loaded, with the addresses that it listens on."""
         units = await self.list_units(["*.socket"])
-        names = [unit.name for unit in units if unit.active_state not in ("inactive", "failed")]
-        asked = ("Listen", "NetworkNamespacePath", "BindToDevice")
-        values = await self.read_properties(names, [("Socket", member) for member in asked])
+        idle = {unit.name for unit in units if unit.active_state in ("inactive", "failed")}
+        asked = [("Socket", "Listen"), ("Socket", "NetworkNamespacePath")]
+        asked += [("Socket", "BindToDevice"), ("Unit", "Triggers")]
+        values = await self.read_properties([unit.name for unit in units], asked)
         return tuple(
             SocketUnit(
                 name=name,
                 listens=parse_listens(found.get("Listen") or ()),
                 namespace_path=found.get("NetworkNamespacePath") or None,
                 device=found.get("BindToDevice") or None,
+                triggers=tuple(found.get("Triggers") or ()),
+                is_inactive=name in idle,
             )
             for name, found in values.items()
         )

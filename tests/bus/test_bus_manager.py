@@ -129,10 +129,12 @@ async def test_unit_that_goes_midway_is_no_such_unit(fake: FakeSystemd) -> None:
 async def test_socket_units_have_their_addresses(fake: FakeSystemd) -> None:
     """Structs are lists in one library and tuples in the other."""
     listen = Variant("a(ss)", [["Stream", "[::]:80"], ["Datagram", "/run/x"]])
-    fake.add("a.socket", more={"Listen": listen})
+    starts = {"Triggers": Variant("as", ["a.service"]), "BindToDevice": Variant("s", "eth0")}
+    fake.add("a.socket", more={"Listen": listen, **starts})
     fake.add("b.socket", "c.service")
     async with await Manager.open(Scope.SYSTEM) as manager:
         found = await manager.list_socket_units()
+    assert [(("a.service",), "eth0"), ((), None)] == [(one.triggers, one.device) for one in found]
     listens = [[(listen.type, listen.address) for listen in unit.listens] for unit in found]
     assert [[("Stream", "[::]:80"), ("Datagram", "/run/x")], []] == listens
 

@@ -209,13 +209,18 @@ def situate_table(system: System, world: Situations, port: int, kind: str) -> st
         unit = world.start("table-take", "take=@sdtool-t-table")
         world.systemctl("stop", giver)
         return unit
+    if kind == "activated":
+        activating = world.start_socket("table-activated", f"ListenStream=127.0.0.1:{port}")
+        unit = activating.replace(".socket", ".service")
+        world.systemctl("start", unit)
+        return unit
     private = ["PrivateNetwork=yes"] * (kind == "private")
     steps = [f"tcp=0.0.0.0:{port}"] * (kind != "none")
     headless = ["leave"] * (kind == "headless")
     return world.start(f"table-{kind}", *steps, *headless, properties=private)
 
 
-@pytest.mark.parametrize("kind", ["plain", "private", "passed", "headless", "none"])
+@pytest.mark.parametrize("kind", ["plain", "private", "passed", "activated", "headless", "none"])
 def test_tables_agree_on_what_a_stranger_does_not_know(
     system: System, world: Situations, port: int, kind: str
 ) -> None:
@@ -235,10 +240,11 @@ def test_tables_agree_on_what_a_stranger_does_not_know(
 
 
 def test_root_knows_that_a_port_is_free(system: System, world: Situations, port: int) -> None:
-    """Every namespace and every process was looked at."""
+    """Every namespace and every process was looked at, of those that a container shows."""
     result = system.sdtool("port", str(port))
     entry = entry_of(result)
     assert (1, "free", []) == (result.status, entry["verdict"], entry["owners"])
+    assert "that this pid namespace shows" in entry["hint"]
 
 
 def test_forbidden_call_leaves_a_port_unknown(boot: Boot, tmp_path: Path, port: int) -> None:

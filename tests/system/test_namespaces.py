@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sdtool.sources.mounts import read_mounts
+from sdtool.sources.namespaces import look_into, read_mounted_namespaces, read_namespaces
+from sdtool.sources.processes import read_netns
+from tests.machine import eventually, read
 from tests.system.bench import Bench, Client
 from tests.system.situations import (
     Row,
@@ -228,6 +232,40 @@ def test_list_has_the_ports_of_every_namespace(sdtool: Client, places: Places) -
     rows = {row["name"]: row["ports"] for row in data(sdtool("list", "sdtool-t-*", "--json"))}
     expected = {place.unit: [f"{place.port}/tcp"] for place in places.values()}
     assert expected == {unit: rows[unit] for unit in expected}
+
+
+@root
+def test_process_without_its_main_thread_keeps_a_namespace_alive(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """Its descriptors are those of a thread."""
+    steps = ("netns=new", f"tcp=0.0.0.0:{port}", "netns=back", "leave")
+    unit = situations.start("headless", *steps)
+    main = situations.main_pid(unit)
+    eventually(lambda: "State:\tZ" in read(Path(f"/proc/{main}/status")))
+    entry = ask(sdtool, f"{port}/tcp")
+    assert ("owned", [(unit, "holder")], {main}) == (
+        entry["verdict"],
+        owners(entry),
+        holders(entry),
+    )
+    assert int(situations.show(unit, "StatusText")) == entry["owners"][0]["socket"]["netns"]
+
+
+@root
+def test_namespace_that_only_others_have_mounted_is_found(situations: Situations) -> None:
+    """In a mount namespace that is neither PID 1's nor ours; and it can be entered."""
+    path = situations.directory / "elsewhere"
+    path.touch()
+    script = f"unshare --net={path} true && exec sleep infinity"
+    run = ["systemd-run", situations.flag, "--quiet", "--unit=sdtool-t-mounts"]
+    situations.run(*run, "--property=PrivateMounts=yes", "sh", "-c", script)
+    main = situations.main_pid("sdtool-t-mounts")
+    eventually(lambda: read_mounts(main, "nsfs"))
+    known = {place.inode for place in read_namespaces().namespaces}
+    (place,) = read_mounted_namespaces([main], known)
+    assert str(path) == place.name
+    assert [(place, place.inode)] == look_into([place], lambda: read_netns("thread-self"))
 
 
 @root

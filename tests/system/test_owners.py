@@ -534,6 +534,31 @@ def test_connection_blocks_the_port(
         assert not block["holders"]
 
 
+def test_blocked_port_is_told_beside_an_owner_of_the_other_protocol(
+    sdtool: Client, situations: Situations, port: int
+) -> None:
+    """Who cannot bind TCP is not put off with a service that has the port of UDP."""
+    address = f"127.0.0.1:{port}"
+    closes, state = BLOCKS["time wait"]
+    situations.start("block", f"tcp={address}", f"connect={address}", "accept", *closes)
+    unit = situations.start("datagrams", f"udp={address}")
+    done = sdtool("port", str(port), "--json")
+    blocked, owned = data(done)
+    assert (1, "tcp", "blocked") == (done.returncode, blocked["protocol"], blocked["verdict"])
+    assert [state] == [block["state"] for block in blocked["blocked_by"]]
+    assert ("udp", [(unit, "holder")]) == (owned["protocol"], owners(owned))
+
+
+def test_connection_outside_every_unit_is_known_as_such(sdtool: Client, port: int) -> None:
+    """Its process is named: there is no doubt whose it is."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.bind(("127.0.0.1", port))
+        client.connect(server.getsockname())
+        (block,) = ask(sdtool, port)["blocked_by"]
+    assert [os.getpid()] == [holder["pid"] for holder in block["holders"]]
+    assert block["unit_reason"] is None
+
+
 def test_outgoing_connection_blocks_its_source_port(
     sdtool: Client, situations: Situations, port: int
 ) -> None:
@@ -625,7 +650,11 @@ def test_proc_answers_where_netlink_may_not_be_spoken(situations: Situations) ->
         expected = KINDS[kind][1]
         keys = ("family", "protocol", "type", "address", "state")
         assert [expected[key] for key in keys] == [owner["socket"][key] for key in keys]
-    for kind in ("bound", "absent"):
+    # Root may copy its descriptor, and name the namespace of the copy.
+    if situations.is_root:
+        (owner,) = found["bound"]["owners"]
+        assert (unit, "pidfd_getfd") == (owner["unit"], owner["socket"]["source"])
+    for kind in ("absent", *(["bound"] if not situations.is_root else [])):
         assert ("unknown", []) == (found[kind]["verdict"], found[kind]["owners"])
         assert found[kind]["hint"]
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdtool.analysis.ownership import (
+    CREATOR_GONE,
     doubt_kernel,
     explain_no_owners,
     join,
@@ -48,9 +49,14 @@ def listening(name: str, netns: int | None = None) -> SocketUnit:
     return SocketUnit(name=name, listens=(listen,), netns=netns)
 
 
-def behind(found: Socket, *units: SocketUnit, stores: tuple[FdStore, ...] = ()) -> Socket:
+def behind(
+    found: Socket,
+    *units: SocketUnit,
+    stores: tuple[FdStore, ...] = (),
+    held: frozenset[int] | None = frozenset({500}),
+) -> Socket:
     """The socket with what the system's manager holds it for."""
-    managers = ManagersSockets(manager="system", pid=1, units=units, stores=stores)
+    managers = ManagersSockets(manager="system", pid=1, units=units, stores=stores, held=held)
     return name_units_behind([found], managers)[0]
 
 
@@ -65,7 +71,7 @@ def test_creator_and_holders_are_two_facts() -> None:
 def test_creator_that_is_gone_has_a_reason() -> None:
     """A dead cgroup id, and a kernel that names none, are told apart."""
     gone, unnamed = joined(row(cgroup_id=99)), joined(row(cgroup_id=None))
-    assert (None, "the cgroup that created it is gone") == (gone.creator, gone.creator_reason)
+    assert (None, CREATOR_GONE) == (gone.creator, gone.creator_reason)
     assert "the kernel names no creating cgroup for it" == unnamed.creator_reason
 
 
@@ -266,6 +272,40 @@ def test_fd_store_is_named_where_it_is_certain(
     assert expected == found.fd_store_unit
     door = (expected, Via.FD_STORE) if expected else ("init.scope", Via.HOLDER)
     assert [door] == owners(found)
+
+
+@pytest.mark.parametrize(
+    ("unit", "held"),
+    [
+        (replace(listening("web.socket"), device="eth0"), {500}),
+        (replace(listening("web.socket"), namespace_path="/run/netns/remade"), {500}),
+        (replace(listening("web.socket"), is_inactive=True), {500}),
+        (None, set()),
+        (None, None),
+    ],
+)
+def test_fd_store_is_no_refuge_for_what_is_not_understood(
+    unit: SocketUnit | None, held: set[int] | None
+) -> None:
+    """A .socket names its port, though it does not fit; or the manager has let go of it."""
+    found = behind(
+        joined(row(cgroup_id=99), scan((500, 1, INIT))),
+        *([unit] if unit else []),
+        stores=(FdStore(unit="a.service", inodes=None),),
+        held=None if held is None else frozenset(held),
+    )
+    assert (None, None) == (found.fd_store_unit, found.socket_unit)
+
+
+def test_socket_unit_says_what_it_starts() -> None:
+    """So that of a service it is known that it may have got a socket."""
+    unit = replace(listening("web.socket"), triggers=("web.service",))
+    made = joined(row(cgroup_id=8), scan((500, 1, INIT)))
+    assert ("web.socket", ("web.service",)) == (
+        behind(made, unit).socket_unit,
+        behind(made, unit).activates,
+    )
+    assert None is behind(made, replace(unit, is_inactive=True)).socket_unit
 
 
 @pytest.mark.parametrize(

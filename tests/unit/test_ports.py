@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sdtool.analysis.ownership import CREATOR_GONE
 from sdtool.analysis.ports import doubt_unfound, judge_port, name_listeners
 from sdtool.model.ports import PortSpec, PortVerdict
 from sdtool.model.sockets import Holder, owns_port
@@ -93,7 +94,7 @@ def test_port_with_neither_creator_nor_holder_is_unknown() -> None:
     look = scan(complete=False, reason="needs root")
     (answer,) = judge_port(PortSpec(port=80), [joined(hidden, look)])
     assert PortVerdict.UNKNOWN == answer.verdict
-    assert "the cgroup that created it is gone; needs root" == answer.hint
+    assert f"{CREATOR_GONE}; needs root" == answer.hint
 
 
 def holder(pid: int, unit: str) -> Holder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 import pytest
@@ -14,15 +15,19 @@ from sdtool.model.sockets import SocketFilter, SocketStates
 from sdtool.sources import sockets
 from sdtool.sources.netlink import dump
 
+BOUND_INACTIVE = 7
+"""As its rows come: the second byte is the state."""
+
+
+def without_udp(body: bytes, diag: socket.socket | None, kind: int) -> list[bytes]:
+    """The kernel's answers where there is no udp_diag, and no BOUND state (before Linux 6.8)."""
+    if body[1] == socket.IPPROTO_UDP and kind == sockets.SOCK_DIAG_BY_FAMILY:
+        raise OSError(errno.ENOENT, "no udp_diag")
+    return [row for row in dump(body, diag, kind) if row[1] != BOUND_INACTIVE]
+
 
 def test_one_module_missing_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without udp_diag, UDP is read from /proc; TCP keeps what only sock_diag tells."""
-
-    def without_udp(body: bytes, diag: socket.socket | None, kind: int) -> list[bytes]:
-        if body[1] == socket.IPPROTO_UDP and kind == sockets.SOCK_DIAG_BY_FAMILY:
-            raise OSError(errno.ENOENT, "no udp_diag")
-        return dump(body, diag, kind)
-
     monkeypatch.setattr(sockets, "dump", without_udp)
     udp = socket.socket(type=socket.SOCK_DGRAM)
     with socket.create_server(("127.0.0.1", 0)) as tcp, udp:
@@ -34,3 +39,16 @@ def test_one_module_missing_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -
     assert {"tcp": "sock_diag", "udp": "procfs"} == {
         row.protocol: row.source for row in found if (row.port, row.protocol) in ours
     }
+
+
+def test_one_module_missing_hides_no_bound_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no list has is found by its descriptor, whatever else is not listed."""
+    monkeypatch.setattr(sockets, "dump", without_udp)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        survey = Survey(Session(Scope.SYSTEM), pids=[os.getpid()])
+        wanted = SocketFilter(port=port)
+        assert () == survey.read(wanted)
+        rows = survey.read_deeper(wanted)
+    assert [("tcp", "BOUND", "pidfd_getfd")] == [(r.protocol, r.state, r.source) for r in rows]
