@@ -306,6 +306,19 @@ def doubt_kernel(sockets: Iterable[Socket]) -> tuple[Socket, ...]:
     )
 
 
+def find_likely_cgroups(
+    rows: Iterable[SocketFacts], cgroups: Mapping[int, str]
+) -> frozenset[str] | None:
+    """The cgroups whose processes probably hold all of the sockets: those that made them.
+
+    None where that tells nothing of some: the cgroup is gone, is a manager's (socket activation),
+    or is no unit's that has processes of its own.
+    """
+    paths = frozenset(cgroups.get(row.cgroup_id or 0, "") for row in rows)
+    units = all(path.endswith((".service", ".scope")) for path in paths)
+    return paths if units and not any(path.endswith(INIT_SCOPE) for path in paths) else None
+
+
 def doubt_owner(socket: Socket) -> str | None:
     """Why it is not known whose a socket without owners is; None when it is nobody's."""
     if socket.inode is None:

@@ -228,8 +228,9 @@ def name_listeners(sockets: Iterable[Socket]) -> tuple[ListeningSocket, ...]:
     rows: list[ListeningSocket] = []
     for socket in sockets:
         units = dict.fromkeys((o.unit, o.manager) for o in socket_owners(socket))
+        doubt = None if units else doubt_owner(socket)
         rows.extend(
-            ListeningSocket(unit=unit, manager=manager, socket=socket)
+            ListeningSocket(unit=unit, unit_reason=doubt, manager=manager, socket=socket)
             for unit, manager in units or {(None, None): None}
         )
     return tuple(sorted(rows, key=by_unit))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sdtool.analysis import membership, ports, published
-from sdtool.analysis.cgroups import INIT_SCOPE
+from sdtool.analysis import membership, ownership, ports, published
 from sdtool.host.asking import ask_each
 from sdtool.host.session import Session
 from sdtool.host.survey import Survey
@@ -113,18 +112,13 @@ def _doubt_bound(survey: Survey, spec: PortSpec) -> str | None:
 def _scan_likely_holders(
     session: Session, survey: Survey, rows: Sequence[SocketFacts]
 ) -> HolderScan:
-    """Look at the processes of the creating cgroups first; at all when that leaves a question.
-
-    The full look is needed when a creator is gone, is a manager (socket activation) or is no
-    unit, and when a socket is held by none of its creator's processes.
-    """
-    inodes = {row.inode for row in rows if row.inode and owns_port(row)}
-    if not inodes:
+    """Look at the processes of the creating cgroups first; at all when that leaves a question."""
+    owning = [row for row in rows if row.inode and owns_port(row)]
+    if not owning:
         return HolderScan(complete=True)
-    ids = survey.ids or {}
-    paths = {ids.get(row.cgroup_id or 0) for row in rows if row.inode in inodes}
-    likely = [path for path in paths if path and path.endswith((".service", ".scope"))]
-    if len(likely) == len(paths) and not any(path.endswith(INIT_SCOPE) for path in likely):
+    inodes = inodes_of(owning)
+    likely = ownership.find_likely_cgroups(owning, survey.ids or {})
+    if likely is not None:
         pids = {pid for path in likely for pid in cgroups.read_pids(session.mount, path)}
         scan = Sweep(pids).holders_of(inodes)
         if inodes == {inode for inode, _, _ in scan.by_inode}:

@@ -122,8 +122,13 @@ class PortOwnership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListeningSocket:
-    """One listening socket with the unit that owns it; None is no unit or not known."""
+    """One listening socket with the unit that owns it; None is no unit or not known.
+
+    Attributes:
+        unit_reason: Why it is not known; None where it is, and where it is of no unit.
+    """
 
     unit: str | None
+    unit_reason: str | None
     manager: str | None
     socket: Socket

@@ -287,7 +287,9 @@ def _dump(
         raise Unavailable(
             f"The kernel does not list {protocol} sockets: "
             f"{os.strerror(error.errno or 0)} (NETLINK_SOCK_DIAG).",
-            hint=f"modprobe {protocol}_diag, if the kernel has it as a module",
+            hint=f"modprobe {protocol}_diag, if the kernel has it as a module"
+            if error.errno == errno.ENOENT
+            else None,
         ) from error
 
 

@@ -1,7 +1,8 @@
 """Whole commands against their peers, in the same private manager, in the same run (make bench).
 
 Prints the medians in milliseconds and the ratio; the runs alternate, so that both meet the same
-machine. What sdtool adds (processes, ports, a timeline) its peers do not do.
+machine. What sdtool adds (processes, ports, a timeline) its peers do not do. Questions about ports
+are in ``ports.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from sdtool.sandbox import PrivateManager
 
 RUNS = 15
 SDTOOL = [sys.executable, "-m", "sdtool"]
-NET_CONNECTIONS = "import psutil; [c for c in psutil.net_connections() if c.laddr.port == 18080]"
 
 PAIRS: dict[str, tuple[list[str], list[str]]] = {
     "start-up: --version": ([*SDTOOL, "--version"], [sys.executable, "-c", "import typer"]),
@@ -23,11 +23,6 @@ PAIRS: dict[str, tuple[list[str], list[str]]] = {
     "list --json": (
         [*SDTOOL, "list", "--user", "--json"],
         ["systemctl", "--user", "list-units", "--output=json"],
-    ),
-    "port, against ss": ([*SDTOOL, "port", "18080"], ["ss", "-lntpH", "sport = :18080"]),
-    "port, against psutil": (
-        [*SDTOOL, "port", "18080"],
-        [sys.executable, "-c", NET_CONNECTIONS],
     ),
     "trace": (
         [*SDTOOL, "trace", "sdtool-forks", "--user"],

@@ -48,6 +48,10 @@ MOVED_UNIT = "sdtool-bench-moved.service"
 MOVED_PORT = "18081"
 """Of a socket that was made in a cgroup which is gone."""
 
+BUSY_UNIT = "sdtool-bench-busy.service"
+BUSY_PORT = "18082"
+"""Of a unit that has connections too, which have to be told from what listens."""
+
 CALLS = "library call"
 CALLS_AND_COMMANDS = "library call, whole ss and lsof"
 CALLS_ON_ALL_PROCESSES = "the same, its cgroup is gone"
@@ -100,7 +104,9 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with PrivateManager() as manager:
         manager.run(["systemctl", "--user", "start", UNIT])
-        start_moved(manager)
+        start_payload(manager, MOVED_UNIT, "cgroup=inner", listen(MOVED_PORT), "cgroup=back")
+        busy = (listen(BUSY_PORT), f"connect=127.0.0.1:{BUSY_PORT}", "accept")
+        start_payload(manager, BUSY_UNIT, *busy)
         pids = read_pids(manager)
         questions = make_questions(pids)
         print_heading()
@@ -135,11 +141,16 @@ def crowd(sockets: int, processes: int) -> Iterator[None]:
         yield
 
 
-def start_moved(manager: PrivateManager) -> None:
-    """Have a unit listen, in whose socket's cgroup nobody is any more: it is removed."""
-    run = ["systemd-run", "--user", "--quiet", f"--unit={MOVED_UNIT}", "--service-type=notify"]
+def listen(port: str) -> str:
+    """What the payload does to listen."""
+    return f"tcp=127.0.0.1:{port}"
+
+
+def start_payload(manager: PrivateManager, unit: str, *steps: str) -> None:
+    """Have a unit that makes these steps; of one that moves back the cgroup is gone."""
+    run = ["systemd-run", "--user", "--quiet", f"--unit={unit}", "--service-type=notify"]
     run += ["--property=Delegate=yes", sys.executable, "-B", str(PAYLOAD)]
-    done = manager.run([*run, "cgroup=inner", f"tcp=127.0.0.1:{MOVED_PORT}", "cgroup=back"])
+    done = manager.run([*run, *steps])
     if done.returncode != 0:
         sys.exit(done.stderr)
 
@@ -226,6 +237,7 @@ def calls_of_unit(pids: Sequence[str]) -> tuple[Contender, ...]:
     """What finds the ports of the unit alone."""
     return (
         call("sdtool Host.ports([unit])", "sdtool-ports", UNIT, UNIT),
+        call("  of one with connections", "sdtool-ports", BUSY_UNIT, BUSY_UNIT),
         call("psutil.Process(pid) of its pids", "psutil-ports-of", *pids),
     )
 

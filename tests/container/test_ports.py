@@ -210,8 +210,10 @@ def situate_table(system: System, world: Situations, port: int, kind: str) -> st
         world.systemctl("stop", giver)
         return unit
     if kind == "activated":
-        activating = world.start_socket("table-activated", f"ListenStream=127.0.0.1:{port}")
-        unit = activating.replace(".socket", ".service")
+        unit = "sdtool-t-table-activated.service"
+        run = ["systemd-run", world.flag, "--quiet", f"--unit={unit}", "--service-type=notify"]
+        listen = f"--socket-property=ListenStream=127.0.0.1:{port}"
+        world.run(*run, "--property=NotifyAccess=all", listen, *world.argv())
         world.systemctl("start", unit)
         return unit
     private = ["PrivateNetwork=yes"] * (kind == "private")
