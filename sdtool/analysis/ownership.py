@@ -207,14 +207,15 @@ def _name_unit_behind(socket: Socket, behind: ManagersSockets) -> Socket:
     if socket.socket_unit is not None or not _is_of_manager(socket, behind.manager):
         return _name_activated(socket, behind)
     stored = [store.unit for store in behind.stores if socket.inode in (store.inodes or ())]
-    listening = [unit.name for unit in behind.units if _is_of(socket, unit)]
+    listening = [unit for unit in behind.units if _is_of(socket, unit)]
     if stored:
         return replace(socket, fd_store_unit=stored[0], behind_manager=behind.manager)
     if listening:
-        # Of two with one address the kernel lets only SO_REUSEPORT through: then nobody can say.
-        if len(listening) > 1:
+        # Several have one address with SO_REUSEPORT, or each on its device: nobody can say which,
+        # for a device that was renamed bears the name that another one had.
+        if len(listening) > 1 or not _fits_device(socket, listening[0]):
             return socket
-        named = replace(socket, socket_unit=listening[0], behind_manager=behind.manager)
+        named = replace(socket, socket_unit=listening[0].name, behind_manager=behind.manager)
         return _name_activated(named, behind)
     store = _find_only_store(socket, behind)
     if store is None:
@@ -231,14 +232,28 @@ def _name_activated(socket: Socket, behind: ManagersSockets) -> Socket:
 
 
 def _is_of(socket: Socket, unit: SocketUnit) -> bool:
-    if unit.is_inactive:
+    """Whether a .socket may have it, its device aside."""
+    if unit.is_inactive or _maker(socket) not in (None, INIT_SCOPE, unit.name):
         return False
     if unit.netns is None:
         # Not known: of a manager that is where we are, or of a namespace that is not there.
         here = unit.namespace_path is None and not socket.elsewhere
     else:
         here = socket.netns in (None, unit.netns)
-    return here and any(listens_on(listen, socket, unit.device) for listen in unit.listens)
+    return here and any(listens_on(listen, socket) for listen in unit.listens)
+
+
+def _maker(socket: Socket) -> str | None:
+    return socket.creator.unit if socket.creator is not None else None
+
+
+def _fits_device(socket: Socket, unit: SocketUnit) -> bool:
+    if socket.source is SocketSource.PROCFS:
+        return True  # there nobody knows of devices
+    scopes = {
+        _parse_listen(listen.address)[2] for listen in unit.listens if listens_on(listen, socket)
+    }
+    return socket.device in ({unit.device} if unit.device else scopes)
 
 
 def _find_only_store(socket: Socket, behind: ManagersSockets) -> str | None:
@@ -253,7 +268,8 @@ def _find_only_store(socket: Socket, behind: ManagersSockets) -> str | None:
         return None
     if socket.inode not in (behind.held or ()) or not _is_held_by(socket, behind.manager):
         return None
-    if any(_names_port(listen, socket) for unit in behind.units for listen in unit.listens):
+    named = (_names_port(listen, socket) for unit in behind.units for listen in unit.listens)
+    if _maker(socket) != behind.stores[0].unit and any(named):
         return None
     return behind.stores[0].unit
 
@@ -343,19 +359,13 @@ def is_made_outside(socket: Socket) -> bool:
     return socket.creator is not None and socket.creator.control_group == "/"
 
 
-def listens_on(listen: ListenAddress, socket: Socket, device: str | None = None) -> bool:
-    """Whether a Listen= line of a .socket unit is this socket's address, and device.
-
-    Args:
-        device: The unit's BindToDevice=, where it has one.
-    """
+def listens_on(listen: ListenAddress, socket: Socket) -> bool:
+    """Whether a Listen= line of a .socket unit is this socket's address, on whatever device."""
     if LISTEN_TYPES.get(listen.type) != socket.type:
         return False
     if socket.family == "unix":
         return socket.path is not None and listen.address == socket.path
-    address, port, scope = _parse_listen(listen.address)
-    if socket.source is not SocketSource.PROCFS and (device or scope) != socket.device:
-        return False
+    address, port, _ = _parse_listen(listen.address)
     return port == str(socket.port) and address == socket.address
 
 

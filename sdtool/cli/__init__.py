@@ -17,9 +17,10 @@ from click.exceptions import Abort, ClickException, NoSuchOption, UsageError
 
 from sdtool.cli.app import build_app
 from sdtool.cli.invocation import Invocation, lost_output, report_failure
-from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError
+from sdtool.errors import Exit, Interrupted, InvalidArgument, SdtoolError, Unavailable
 
 LOST_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EPIPE)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What typer prints itself (the help) has no other way to say so.
             invocation.write_nowhere()
             return report_failure(invocation, lost_output(error))
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            sentence = f"The system gives us no more: {error.strerror}."
+            return report_failure(invocation, Unavailable(sentence, hint="ulimit -a"))
         if invocation.debug:
             raise
         bug = SdtoolError(

@@ -77,7 +77,8 @@ def _read_meeting(
 def _read_occupants(survey: Survey, spec: BindSpec) -> tuple[tuple[SocketFacts, ...], str | None]:
     """The sockets that have the port here, and why there may be more."""
     wanted = SocketFilter(protocols=(spec.protocol,), port=spec.port)
-    rows = sockets.read_sockets(wanted)
+    # Once more before nothing is said to be there: one that changed its state was in no list.
+    rows = sockets.read_sockets(wanted) or sockets.read_sockets(wanted)
     shows_bound = spec.protocol != "tcp" or binding.shows_bound_sockets(spec)
     if shows_bound:
         return rows, None

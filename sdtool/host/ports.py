@@ -89,6 +89,7 @@ async def _find_all_owners(
     survey: Survey, spec: PortSpec, wanted: SocketFilter
 ) -> tuple[PortOwnership, ...]:
     rows = survey.read(wanted) + survey.read_deeper(wanted)
+    rows = rows or survey.read(wanted)  # what changed its state while it was looked for
     joined = await survey.join(rows, survey.sweep.holders_of(inodes_of(rows)))
     reason = survey.reason or survey.caveat or _doubt_bound(survey, spec)
     found = ports.judge_port(spec, joined, reason, outside=survey.sweep.outside)

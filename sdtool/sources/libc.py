@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import cache
 from typing import Any
@@ -23,8 +24,21 @@ def call(name: str, *arguments: int) -> int:
     return result
 
 
+def load() -> None:
+    """Have it ready before several threads call it: one may see what another failed to import.
+
+    Raises:
+        OSError: EMFILE, ENOMEM: it cannot be loaded now.
+    """
+    _library()
+
+
 @cache
 def _library() -> Any:
-    import ctypes  # 5 ms that only those pay who need it
+    try:
+        import ctypes  # 5 ms that only those pay who need it
 
-    return ctypes.CDLL(None, use_errno=True)
+        return ctypes.CDLL(None, use_errno=True)
+    except (ImportError, AttributeError) as error:
+        # What an import says of a machine without descriptors; nothing else can be amiss.
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error

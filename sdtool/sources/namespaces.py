@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from sdtool.sources.libc import call
+from sdtool.sources.libc import call, load
 from sdtool.sources.mounts import read_mounts
 from sdtool.sources.processes import hides_processes, parse_netns, read_netns
 from sdtool.sources.spread import Crew, spread
@@ -271,6 +271,8 @@ def look_into(
     own = [place for place in places if place.own]
     others = [place for place in places if not place.own]
     # Where a thread is it stays: the process's other threads never see the places it was in.
+    if others:
+        load()
     crew = Crew([partial(_look_there, place, look) for place in others])
     with crew.helpers(len(others)):
         seen: list[tuple[NetworkNamespace, T | OSError]] = [(place, look()) for place in own]

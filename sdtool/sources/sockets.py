@@ -199,7 +199,7 @@ def _is_needless(query: Query, families: set[int]) -> bool:
     if not query.port:
         return False
     if query.states == STATE_BOUND:
-        return bool(families)
+        return bool(families)  # never when these are asked for first
     return query.protocol == "mptcp" and query.family not in families
 
 
@@ -240,7 +240,12 @@ def _queries(wanted: SocketFilter) -> Iterator[Query]:
         if protocol not in PROTOCOLS:
             continue
         states = state_bits(wanted.states, protocol)
-        turns = (STATE_LISTEN, STATE_BOUND) if states == STATES_OWNING else (states,)
+        turns: tuple[int, ...] = (states,)
+        if states == STATES_OWNING:
+            turns = (STATE_LISTEN, STATE_BOUND)
+        elif wanted.port and states & STATE_BOUND and protocol == "tcp":
+            # The kernel would list these last, when one of them may listen, and be in no list.
+            turns = (STATE_BOUND, states & ~STATE_BOUND)
         families = (socket.AF_UNSPEC,) if protocol == "tcp" else (socket.AF_INET, socket.AF_INET6)
         for family, turn, chunk in product(families, turns, chunks):
             yield Query(protocol, family, turn, wanted.port, chunk)

@@ -317,3 +317,18 @@ def test_any_encoding_can_carry_the_answer(
 
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "question", [("port", "18999"), ("ports",), ("port", "--bind", "*:18999")]
+)
+def test_shortage_of_descriptors_is_no_bug(question: tuple[str, ...]) -> None:
+    """RLIMIT_NOFILE: where nothing can be opened it is said, and nothing is guessed."""
+    limited = ["sh", "-c", 'ulimit -n "$1"; shift; exec "$@"', "sh"]
+    statuses = set()
+    for number in range(6, 16):
+        command = [*limited, str(number), sys.executable, "-m", "sdtool", *question]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        statuses.add(done.returncode)
+        assert "bug" not in done.stderr
+    assert {69} < statuses <= {0, 1, 69}

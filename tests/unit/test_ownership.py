@@ -182,10 +182,8 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("Datagram", "127.0.0.1:80"), {}, False),
         (("Datagram", "127.0.0.1:80"), {"protocol": "udp", "type": "dgram"}, True),
         (("Stream", "[::]:80"), {"family": "inet6", "address": "::"}, True),
-        (("Stream", "[fe80::1%eth0]:80"), {**LINK_LOCAL, "device": "eth0"}, True),
-        (("Stream", "[fe80::1]:80%eth0"), {**LINK_LOCAL, "device": "eth0"}, True),
-        (("Stream", "[fe80::1]:80%eth0"), {**LINK_LOCAL, "device": "eth1"}, False),
-        (("Stream", "127.0.0.1:80"), {"device": "eth0"}, False),
+        (("Stream", "[fe80::1%eth0]:80"), LINK_LOCAL, True),
+        (("Stream", "[fe80::1]:80%eth0"), LINK_LOCAL, True),
         (("Stream", "/run/web.sock"), {}, False),
         (("Stream", "@abstract"), {}, False),
         (("Stream", "/run/web.sock"), {"family": "unix", "path": "/run/web.sock"}, True),
@@ -199,7 +197,7 @@ def test_socket_of_the_kernel_is_its_own_door() -> None:
         (("FIFO", "/run/80"), {}, False),
     ],
 )
-def test_listen_line_is_matched_by_address_device_and_type(
+def test_listen_line_is_matched_by_address_and_type(
     listen: tuple[str, str], fields: dict[str, object], expected: bool
 ) -> None:
     """Addresses are written as "127.0.0.1:80" and "[::]:80"."""
@@ -208,20 +206,50 @@ def test_listen_line_is_matched_by_address_device_and_type(
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("units", "fields", "expected"),
     [
-        ({"device": "eth0"}, True),
-        ({"device": "eth1"}, False),
-        ({}, False),
-        ({"source": SocketSource.PROCFS}, True),
+        ({"a.socket": "eth0"}, {"device": "eth0"}, "a.socket"),
+        ({"a.socket": "eth0"}, {"device": "eth1"}, None),
+        ({"a.socket": "eth0"}, {"device": "if7"}, None),
+        ({"a.socket": "eth0"}, {}, None),
+        ({"a.socket": None}, {"device": "eth0"}, None),
+        ({"a.socket": "eth0"}, {"source": SocketSource.PROCFS}, "a.socket"),
+        ({"a.socket": "eth0", "b.socket": "eth1"}, {"device": "eth0"}, None),
     ],
 )
-def test_listen_line_holds_for_the_device_of_its_unit(
-    fields: dict[str, object], expected: bool
+def test_socket_unit_is_of_its_device(
+    units: dict[str, str | None], fields: dict[str, object], expected: str | None
 ) -> None:
-    """BindToDevice=; where the kernel's text files are all there is nobody knows of devices."""
-    line = ListenAddress(type="Stream", address="127.0.0.1:80")
-    assert expected == listens_on(line, socket(**fields), "eth0")
+    """BindToDevice=; one that was renamed may bear the name of another unit's by now."""
+    made = joined(row(cgroup_id=8, **fields), scan((500, 1, INIT)))
+    known = [replace(listening(name), device=device) for name, device in units.items()]
+    assert expected == behind(made, *known).socket_unit
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("[fe80::1%eth0]:80", "web.socket"),
+        ("[fe80::1]:80%eth0", "web.socket"),
+        ("[fe80::1]:80%eth1", None),
+    ],
+)
+def test_socket_unit_is_of_the_device_of_its_address(address: str, expected: str | None) -> None:
+    """A link-local address binds to its link."""
+    made = joined(row(cgroup_id=8, device="eth0", **LINK_LOCAL), scan((500, 1, INIT)))
+    listen = ListenAddress(type="Stream", address=address)
+    assert expected == behind(made, SocketUnit(name="web.socket", listens=(listen,))).socket_unit
+
+
+def test_what_a_service_made_is_of_no_socket_unit() -> None:
+    """SO_REUSEPORT lets it have a .socket's address; in the only store it must be its own."""
+    made = joined(row(), scan((500, 1, INIT)))
+    assert (None, None) == (
+        behind(made, listening("web.socket")).socket_unit,
+        behind(made, listening("web.socket")).fd_store_unit,
+    )
+    store = FdStore(unit=UNIT, inodes=None)
+    assert UNIT == behind(made, listening("web.socket"), stores=(store,)).fd_store_unit
 
 
 @given(st.text(max_size=30))
