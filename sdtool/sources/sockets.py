@@ -190,8 +190,8 @@ def name_device(index: int) -> str:
 def _is_needless(query: Query, families: set[int]) -> bool:
     """Whether what was seen of a port says already that a walk of milliseconds finds nothing.
 
-    What is bound beside a socket that listens does not own the port. And every MPTCP socket has
-    a part that is TCP's, and has the port.
+    What is bound beside a socket that listens is left to a look at all states. And every MPTCP
+    socket has a part that is TCP's, and has the port.
 
     Args:
         families: Of the sockets that were found.
