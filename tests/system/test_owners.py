@@ -142,7 +142,7 @@ def test_port_of_nobody_is_free_where_every_process_is_seen(sdtool: Client, port
         assert "CAP_SYS_PTRACE" in entry["hint"]
     else:
         assert "free" == entry["verdict"]
-        assert "nothing has it in any network namespace" == entry["hint"]
+        assert entry["hint"].startswith("nothing has it in any network namespace")
 
 
 # Several holders -----------------------------------------------------------------------------
