@@ -140,6 +140,8 @@ def parse_page_format(text: str) -> PageFormat:
 
 def parse_page(data: bytes, layout: PageFormat, formats: Mapping[int, EventFormat]) -> Page:
     """Take a page apart; unknown events are passed over, and what is cut off is dropped."""
+    if len(data) < layout.data.offset:
+        return Page((), 0)
     commit = _read_int(data, layout.length)
     start = layout.data.offset
     end = min(start + (commit & LENGTH), len(data))
