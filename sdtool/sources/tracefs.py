@@ -19,6 +19,7 @@ import itertools
 import os
 import re
 import select
+import signal
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -42,6 +43,8 @@ FSMOUNT_CLOEXEC = 1
 
 INSTANCE = re.compile(r"sdtool-(\d+)-(\d+)-\d+")
 """By whom: pid, start time in ticks since boot, the how manieth of its."""
+
+GENERATE = "signal/signal_generate"
 
 BUFFER_KB = 512
 """For each processor: some 6,000 events."""
@@ -85,6 +88,37 @@ def _remove(instance: Path) -> None:
     with contextlib.suppress(OSError):
         (instance / "events" / "enable").write_text("0")
     instance.rmdir()
+
+
+def probe_trace() -> tuple[bool, str]:
+    """Whether a signal that is sent comes in the trace with our pid, and why not.
+
+    It is tried out: in a pid namespace of its own even root sees pids that it cannot place, and
+    a lockdown of the kernel may leave an instance to be made and nothing to be read.
+    """
+    try:
+        trace = Trace({GENERATE: f"sig == {int(signal.SIGCONT)}"})
+    except OSError as error:
+        return False, explain_refusal(error)
+    try:
+        if trace.missing:
+            return False, f"this kernel does not trace signals ({GENERATE})"
+        os.kill(os.getpid(), signal.SIGCONT)
+        sent = [event for event in trace.read() if event.values["pid"] == os.getpid() == event.pid]
+    finally:
+        trace.close()
+    if sent:
+        return True, "signals with sender and target, by the kernel's clock"
+    return False, "what is traced is not ours: this is not the initial pid namespace"
+
+
+def explain_refusal(error: OSError) -> str:
+    """Why there is no trace for us, and what would permit it."""
+    if isinstance(error, PermissionError):
+        return "needs root (CAP_SYS_ADMIN), and a kernel that is not locked down"
+    if error.errno == errno.ENODEV:
+        return "this kernel has no tracefs (CONFIG_TRACING)"
+    return error.strerror or str(error)
 
 
 class Trace:
