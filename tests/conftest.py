@@ -142,6 +142,12 @@ def _lacks_pidfd_getfd() -> str | None:
     return None if may_copy() else forbidden
 
 
+def _lacks_tracefs() -> str | None:
+    """The trace is root's, in the initial pid namespace (the inode is in linux/nsfs.h)."""
+    outside = Path("/proc/self/ns/pid").stat().st_ino == 0xEFFFFFFC
+    return None if os.geteuid() == 0 and outside else "the trace is not for us"
+
+
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "bound sockets": _lacks_bound_sockets,
     "cgroup v1": _lacks_cgroup_v1,
@@ -153,4 +159,5 @@ _CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "pids": lambda: _lacks_controller("pids"),
     "pidfd_getfd": _lacks_pidfd_getfd,
     "CAP_SYS_RESOURCE": _lacks_sys_resource,
+    "tracefs": _lacks_tracefs,
 }

@@ -15,6 +15,7 @@ from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.reach import probe_bus, probe_name
+from sdtool.sources.tracefs import probe_trace
 
 Finding = tuple[bool, str]
 """Whether a facility is available, and what was found, or why it is not."""
@@ -58,7 +59,7 @@ KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
     ),
     (
         "tracefs",
-        lambda _: probes.probe_tracefs(),
+        lambda _: probe_trace(),
         "the kernel's own record of signals (not used yet)",
         "signals sent are inferred",
     ),

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 
-def call(name: str, *arguments: int) -> int:
+def call(name: str, *arguments: int | bytes | None) -> int:
     """Call a function of the C library that answers a negative number where it fails.
 
     Raises:

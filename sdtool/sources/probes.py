@@ -83,16 +83,6 @@ def probe_namespaces() -> tuple[bool, str]:
     return True, "1, our own" if len(looks) == 1 else f"{len(looks)}, and all can be entered"
 
 
-def probe_tracefs() -> tuple[bool, str]:
-    """Whether the kernel's own trace could be used."""
-    path = Path("/sys/kernel/tracing/instances")
-    if not os.path.ismount(path.parent):
-        return False, "not mounted at /sys/kernel/tracing"
-    if not os.access(path, os.W_OK):
-        return False, "needs root"
-    return True, f"at {path.parent}"
-
-
 def probe_journal() -> tuple[bool, str]:
     """Whether there is a journal of this machine that may be read (systemd-journald(8), FILES)."""
     machine = _read_machine_id()
