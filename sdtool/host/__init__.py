@@ -22,7 +22,6 @@ from types import TracebackType
 from sdtool.host.asking import ask_each, resolve, split
 from sdtool.host.census import list_all_managers
 from sdtool.host.eventlog import OnEvents
-from sdtool.host.facilities import read_facilities
 from sdtool.host.ports import own_listeners, own_listeners_of, own_ports
 from sdtool.host.requesting import Asking
 from sdtool.host.session import Session
@@ -210,4 +209,6 @@ class Host:
 
     async def doctor(self) -> tuple[Facility, ...]:
         """What can be seen here, and why not; never raises for what is missing."""
+        from sdtool.host.facilities import read_facilities  # its probes are for doctor alone
+
         return await read_facilities(self._session)
