@@ -261,7 +261,9 @@ def test_namespace_that_only_others_have_mounted_is_found(situations: Situations
     run = ["systemd-run", situations.flag, "--quiet", "--unit=sdtool-t-mounts"]
     situations.run(*run, "--property=PrivateMounts=yes", "sh", "-c", script)
     main = situations.main_pid("sdtool-t-mounts")
-    eventually(lambda: read_mounts(main, "nsfs"))
+    # Until then a process of unshare(1) is in it, too.
+    eventually(lambda: "sleep" in read(Path(f"/proc/{main}/comm")))
+    assert read_mounts(main, "nsfs")
     known = {place.inode for place in read_namespaces().namespaces}
     (place,) = read_mounted_namespaces([main], known)
     assert str(path) == place.name
