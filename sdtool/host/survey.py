@@ -130,14 +130,13 @@ class Survey:
         socket there is.
         """
         places = list(self.census.namespaces)
-        known = {place.inode for place in places}
         for find in (
             partial(namespaces.read_thread_namespaces, self.sweep.pids),
             partial(namespaces.read_mounted_namespaces, self.sweep.pids),
             self.sweep.namespaces,
         ):
-            places += find(known)
-            known = {place.inode for place in places}
+            places += find({place.inode for place in places})
+        known = {place.inode for place in places}
         rows = self._read(places[len(self.census.namespaces) :], wanted)
         looks = namespaces.look_into(places, sockets.read_inodes)
         listed = {inode for _, found in looks if not isinstance(found, OSError) for inode in found}
@@ -164,7 +163,7 @@ class Survey:
         few = tuple(sorted(ids)) if self.ids is not None and len(ids) <= MAX_FILTERED else None
         rows = self.read(replace(wanted, cgroups=few))
         left = self.sweep.with_ports(self.sweep.sockets - inodes_of(rows))
-        if few is not None and left:
+        if few is not None and left and wanted.states is not SocketStates.ALL:
             # Its connections were made here too: they are known, though not wanted.
             every = replace(wanted, cgroups=few, states=SocketStates.ALL)
             left -= inodes_of(self.read(every))

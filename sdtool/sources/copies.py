@@ -114,8 +114,6 @@ def _open_task(task: int) -> int:
     """
     try:
         return os.pidfd_open(task)
-    except ProcessLookupError:
-        raise
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise

@@ -94,11 +94,10 @@ class ProcEvents:
 
     def _enlarge(self) -> None:
         """A storm of forks fits in; beyond the usual limit as root alone."""
-        size = RECEIVE_BUFFER
-        with contextlib.suppress(PermissionError):
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
-            return
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
     def _tell(self, operation: int) -> None:
         body = CN_MSG.pack(CN_IDX_PROC, CN_VAL_PROC, 0, 0, 4, 0) + struct.pack("=I", operation)
