@@ -20,7 +20,7 @@ from sdtool.errors import SdtoolError
 from sdtool.sandbox.requirements import require_container, require_private
 from sdtool.sources.cgroups import read_mount
 from sdtool.sources.copies import may_copy
-from sdtool.sources.descriptors import PID_NS_INIT_INO
+from sdtool.sources.processes import is_initial_pid_namespace
 
 _CAP_SYS_RESOURCE = 24
 
@@ -145,8 +145,8 @@ def _lacks_pidfd_getfd() -> str | None:
 
 def _lacks_tracefs() -> str | None:
     """The trace is root's, in the initial pid namespace."""
-    outside = Path("/proc/self/ns/pid").stat().st_ino == PID_NS_INIT_INO
-    return None if os.geteuid() == 0 and outside else "the trace is not for us"
+    ours = os.geteuid() == 0 and is_initial_pid_namespace()
+    return None if ours else "the trace is not for us"
 
 
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from sdtool.model.process import Role
-from sdtool.model.stop import Event, EventKind, ExitStatus, WatchedProcess
+from sdtool.model.stop import (
+    Event,
+    EventKind,
+    EventSource,
+    ExitStatus,
+    StopRecord,
+    Tier,
+    WatchedProcess,
+)
 
 TIMER_LEAD_US = 50_000
 """The clock of a phase runs before its stamp: while the manager forks ExecStop= or signals."""
@@ -20,7 +28,7 @@ SIGNAL_LEAD_US = 10_000
 EXIT_LAG_US = 100_000
 """An exit that ended a phase can be noticed so much later than the phase that followed it."""
 
-CAUSES = (
+CAUSES: tuple[EventKind, ...] = (
     EventKind.OBSERVER,
     EventKind.JOB_NEW,
     EventKind.GAP,
@@ -28,6 +36,12 @@ CAUSES = (
     EventKind.SIGNAL_SENT,
 )
 """What stands before its effects, where both are of one moment."""
+
+
+def sees_signals(record: StopRecord) -> bool:
+    """Whether all signals that were sent are among the events of a record."""
+    trace = [one for one in record.observers if one.name == EventSource.TRACEFS]
+    return record.tier is Tier.A and not any(one.lost for one in trace)
 
 
 def sort_events(events: Iterable[Event]) -> tuple[Event, ...]:
@@ -67,7 +81,7 @@ def unseen_spans(events: Iterable[Event]) -> list[tuple[int, int]]:
     kinds = (EventKind.STATE, EventKind.GAP)
     events = [event for event in events if event.kind in kinds]
     spans = []
-    for gap in (event for event in events if event.kind is EventKind.GAP):
+    for gap in (event for event in events if _is_managers_gap(event)):
         since = gap.at_us if gap.at_min_us is None else gap.at_min_us
         missed = [
             event.at_us
@@ -77,6 +91,11 @@ def unseen_spans(events: Iterable[Event]) -> list[tuple[int, int]]:
         if missed:
             spans.append((since - SIGNAL_LEAD_US, max(missed) + EXIT_LAG_US))
     return spans
+
+
+def _is_managers_gap(event: Event) -> bool:
+    """Whether the manager was out of reach; the kernel's record can have gaps of its own."""
+    return event.kind is EventKind.GAP and event.source is EventSource.SDTOOL
 
 
 def exits_by_pid(events: Iterable[Event]) -> dict[int, Event]:

@@ -16,6 +16,7 @@ from sdtool.analysis.events import (
     exits_by_pid,
     group_by_pid,
     main_end,
+    sees_signals,
     sort_events,
     states_of,
     status_of,
@@ -34,6 +35,8 @@ from sdtool.model.stop import (
     StopRecord,
     WatchedProcess,
 )
+
+UNSEEN = "its wait status could not be read"
 
 KILL_SLACK_US = 500_000
 """An exit this soon after the final signal was sent is taken as its effect."""
@@ -55,7 +58,7 @@ def _build_fate(process: WatchedProcess, record: StopRecord, own: Sequence[Event
         comm=process.comm,
         role=process.role,
         disposition=process.disposition,
-        signalled_us=next((e.at_us for e in own if e.kind is EventKind.SIGNAL_SENT), None),
+        signalled_us=next((e.at_us for e in own if _is_managers(e, record)), None),
         exit_us=exited.at_us if exited else None,
         exit=status,
         killed_by_manager=killed,
@@ -77,6 +80,10 @@ def _killed_by_manager(
         return _unread_status(process, record, None)
     if status is not None and not _ended_by(status, SIGKILL):
         return False, _plain_end(status)
+    if sees_signals(record):
+        seen = _seen_kill(exited.at_us, own, record)
+        if seen is not None or status is None:
+            return seen or (False, f"{UNSEEN}, but nobody sent it SIGKILL")
     killing = _kill_before(exited.at_us, own)
     if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
         how = "ended by" if status is not None else "gone right after"
@@ -84,6 +91,25 @@ def _killed_by_manager(
     if status is None:
         return _unread_status(process, record, exited.at_us)
     return _unexplained_kill(process, exited.at_us, record)
+
+
+def _is_managers(event: Event, record: StopRecord) -> bool:
+    """Whether an event is a signal of the manager's: what is concluded is about it alone."""
+    if event.kind is not EventKind.SIGNAL_SENT:
+        return False
+    return event.sender_pid in (None, record.manager_pid)
+
+
+def _seen_kill(exit_us: int, own: Iterable[Event], record: StopRecord) -> tuple[bool, str] | None:
+    """Who sent the SIGKILL that ended a process: the first one did; None where there was none."""
+    kill = next((event for event in own if _is_kill(event) and event.at_us <= exit_us), None)
+    if kill is None:
+        return None
+    if kill.text is not None:
+        return False, "ended by the kernel's own SIGKILL"
+    if _is_managers(kill, record):
+        return True, "ended by SIGKILL, which the manager had sent"
+    return False, f"ended by SIGKILL from {kill.sender_pid} ({kill.sender_comm or '?'})"
 
 
 def _unexplained_kill(
@@ -178,12 +204,11 @@ def _unread_status(
     phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
     rest_killed = kills_rest(policy) and process.role is not Role.MAIN
     kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
-    unseen = "its wait status could not be read"
     if rest_killed or (kill_sent and _may_kill(policy, process)):
-        return None, f"{unseen}, and the manager may have sent it SIGKILL"
+        return None, f"{UNSEEN}, and the manager may have sent it SIGKILL"
     if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
-        return None, f"{unseen}, and the manager was out of reach"
-    return False, f"{unseen}, but the manager sent it no SIGKILL"
+        return None, f"{UNSEEN}, and the manager was out of reach"
+    return False, f"{UNSEEN}, but the manager sent it no SIGKILL"
 
 
 def _plain_end(status: ExitStatus | None) -> str:

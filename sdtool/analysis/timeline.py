@@ -85,6 +85,8 @@ def infer_phase(
     processes: Sequence[WatchedProcess],
     events: Sequence[Event],
     requested_us: int,
+    *,
+    sees_signals: bool = False,
 ) -> tuple[Event, ...]:
     """What the manager did on entering a phase: why it left the last one, and whom it signalled.
 
@@ -93,14 +95,42 @@ def infer_phase(
         processes: All known so far.
         events: All so far; best asked a moment after the phase began, when the exits that it
             caused are among them.
+        sees_signals: Those that were sent are among the events: none is concluded.
     """
+    concluded = _infer_phase(policy, state, processes, events, requested_us)
+    if not sees_signals:
+        return concluded
+    seen = [e for e in events if e.kind is EventKind.SIGNAL_SENT and e.at_us <= state.at_us]
+    return tuple(
+        _date_timeout(event, seen)
+        for event in concluded
+        if event.kind is not EventKind.SIGNAL_SENT
+    )
+
+
+def _date_timeout(event: Event, signals: Sequence[Event]) -> Event:
+    """A limit had passed when the first signal was sent because of it."""
+    if event.kind is not EventKind.TIMEOUT or event.at_min_us is None:
+        return event
+    sent = [e.at_us for e in signals if e.at_us >= event.at_min_us]
+    at_us = min([*sent, event.at_us])
+    return replace(event, at_us=at_us, at_max_us=at_us)
+
+
+def _infer_phase(
+    policy: StopPolicy,
+    state: Event,
+    processes: Sequence[WatchedProcess],
+    events: Sequence[Event],
+    requested_us: int,
+) -> tuple[Event, ...]:
     before = [e for e in states_of(events) if e.at_us < state.at_us]
     last = max(before, key=lambda event: event.at_us, default=None)
     timeout = _infer_timeout(last, state) if last is not None else None
     hidden = _infer_hidden(policy, last, state, timeout, processes, events)
     if hidden is not None:
-        sent = infer_phase(policy, hidden, processes, events, requested_us)
-        rest = infer_phase(policy, state, processes, (*events, hidden), requested_us)
+        sent = _infer_phase(policy, hidden, processes, events, requested_us)
+        rest = _infer_phase(policy, state, processes, (*events, hidden), requested_us)
         return (*sent, hidden, *rest)
     if timeout is not None and timeout.at_min_us is not None:
         since = timeout.at_min_us

@@ -15,7 +15,7 @@ from sdtool.model.scope import Scope
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.reach import probe_bus, probe_name
-from sdtool.sources.tracefs import probe_trace
+from sdtool.sources.tracepoints import probe_trace
 
 Finding = tuple[bool, str]
 """Whether a facility is available, and what was found, or why it is not."""

@@ -1,13 +1,20 @@
-"""The processes of one unit while it stops: found by walking its cgroup, watched by pidfd."""
+"""The processes of one unit while it stops: found in its cgroup, or told by the kernel's record.
+
+The record knows who was born, and when; walks of the cgroup find who is there. Where there is no
+record the walks are all there is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sdtool.analysis import membership
 from sdtool.analysis.signals import predict
 from sdtool.host.eventlog import EventLog, now_us
+from sdtool.model.kernel import TaskBorn, TaskMoved
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
 from sdtool.model.stop import EventKind, EventSource, Evidence, WatchedProcess
 from sdtool.model.unit import UnitDetails
@@ -15,12 +22,21 @@ from sdtool.sources import cgroups, processes
 from sdtool.sources.cgroups import CgroupMount
 from sdtool.sources.pidfds import PidfdObserver, make_room_for_descriptors
 
+ADOPT_WAIT_US = 20_000
+"""How long a process that a walk has found is kept back for the moment of its birth."""
+
+Adopt = Callable[[int, tuple[int, ...]], None]
+"""Called with the pid and the tasks of a process that was found."""
+
 
 class Members:
     """Every process that was seen in the unit, each once, with its role.
 
     Args:
         pidfds: Watches their exits; None when that is switched off.
+
+    Attributes:
+        adopt: Tells the kernel's record whom to tell of; None where there is no record.
     """
 
     def __init__(
@@ -37,20 +53,31 @@ class Members:
         # What has no kill policy (a slice) has no processes of its own: its units have.
         self._group = details.unit.control_group if details.policy else None
         self._known: dict[ProcessId, WatchedProcess] = {}
+        self._by_pid: dict[int, ProcessId] = {}
         self._looked_at: frozenset[int] = frozenset()
         self._control_pid = details.control_pid
         self._unwatched: set[ProcessId] = set()
+        self._untold: dict[ProcessId, int] = {}
         self._closed = False
         self._walked_us = now_us()
+        self.adopt: Adopt | None = None
 
     @property
     def known(self) -> tuple[WatchedProcess, ...]:
         """All that were seen, in the order they were."""
         return tuple(self._known.values())
 
+    def find(self, pid: int) -> WatchedProcess | None:
+        """The last process that was seen under a pid."""
+        identity = self._by_pid.get(pid)
+        return None if identity is None else self._known[identity]
+
     def name_of(self, pid: int) -> str | None:
         """The name of a process that was seen."""
-        return next((p.comm for p in self._known.values() if p.pid == pid), None)
+        process = self.find(pid)
+        return None if process is None else process.comm
+
+    # Walks of the cgroup ---------------------------------------------------------------------
 
     def take_stock(self) -> None:
         """See what is there before the stop, until two walks agree."""
@@ -79,34 +106,63 @@ class Members:
         for pid in sorted(new):
             # First of all the pidfd: one that was born just now may be gone in a moment.
             facts = processes.read_process(pid)
-            if facts is not None and facts.id not in self._known:
-                self._meet(facts, born_now=born_now)
+            if facts is not None and not self._is_known(facts.id):
+                self._meet(facts, now_us() if born_now else None)
         self._miss(pids, last_us)
         return bool(new)
 
-    def _meet(self, facts: ProcessFacts, *, born_now: bool) -> None:
+    def _is_known(self, identity: ProcessId) -> bool:
+        """Whether it was met; what the record tells has a start time that may be a tick off."""
+        before = self._by_pid.get(identity.pid)
+        return before is not None and abs(before.start_ticks - identity.start_ticks) <= 1
+
+    def _meet(self, facts: ProcessFacts, seen_us: int | None) -> None:
         role = self._role_of(facts.id.pid)
         watched = self._pidfds is not None and self._pidfds.watch(facts.id, facts.comm, role)
         if not watched:
             self._unwatched.add(facts.id)
-        process = WatchedProcess(
-            pid=facts.id.pid,
-            start_ticks=facts.id.start_ticks,
-            comm=facts.comm,
-            role=role,
-            disposition=Disposition.UNKNOWN if born_now else self._predict(facts),
-            seen_us=now_us() if born_now else None,
+        born_now = seen_us is not None
+        self._know(
+            facts.id,
+            WatchedProcess(
+                pid=facts.id.pid,
+                start_ticks=facts.id.start_ticks,
+                comm=facts.comm,
+                role=role,
+                disposition=Disposition.UNKNOWN if born_now else self._predict(facts),
+                seen_us=seen_us,
+            ),
         )
-        self._known[facts.id] = process
+        if self.adopt is None:
+            if born_now:
+                self._note_birth(facts.id, EventSource.CGROUP)
+            return
         if born_now:
-            self._log.note(
-                EventKind.PROCESS_NEW,
-                EventSource.CGROUP,
-                at_us=process.seen_us,
-                pid=process.pid,
-                comm=process.comm,
-                role=process.role,
-            )
+            self._untold[facts.id] = now_us()
+        self.adopt(facts.id.pid, processes.read_tasks(facts.id.pid))
+
+    def _know(self, identity: ProcessId, process: WatchedProcess) -> None:
+        self._known[identity] = process
+        self._by_pid[identity.pid] = identity
+
+    def _note_birth(self, identity: ProcessId, source: EventSource) -> None:
+        process = self._known[identity]
+        self._log.note(
+            EventKind.PROCESS_NEW,
+            source,
+            at_us=process.seen_us,
+            pid=process.pid,
+            comm=process.comm,
+            role=process.role,
+        )
+
+    def settle(self) -> None:
+        """Tell of those that a walk has found, and of whose birth the record says nothing."""
+        now = now_us()
+        for identity, found_us in tuple(self._untold.items()):
+            if now - found_us > ADOPT_WAIT_US:
+                del self._untold[identity]
+                self._note_birth(identity, EventSource.CGROUP)
 
     def _predict(self, facts: ProcessFacts) -> Disposition:
         policy = self._details.policy
@@ -116,10 +172,12 @@ class Members:
         return predict(masked, policy.kill_signal)[0]
 
     def _miss(self, pids: frozenset[int], last_us: int) -> None:
-        """Note the end of those that no pidfd watches: it lies between two walks."""
+        """Note the end of those that nobody watches: it lies between two walks."""
         for identity in [one for one in self._unwatched if one.pid not in pids]:
             self._unwatched.discard(identity)
             process = self._known[identity]
+            if self.adopt is not None:
+                continue  # the record tells
             self._log.note(
                 EventKind.PROCESS_EXIT,
                 EventSource.CGROUP,
@@ -132,6 +190,75 @@ class Members:
                 role=process.role,
                 text="it is gone from the cgroup; nobody could see how it ended",
             )
+
+    # The kernel's record ---------------------------------------------------------------------
+
+    def meet_born(self, event: TaskBorn, *, by_manager: bool) -> None:
+        """Take note of a birth, of a process that may be gone again.
+
+        Args:
+            by_manager: The manager made it: it runs a command of the unit.
+        """
+        if self._closed:
+            return
+        facts = processes.read_process(event.pid)
+        ticks = _ticks_at(event.at_us)
+        if facts is None or abs(facts.id.start_ticks - ticks) > 1:
+            identity, comm = ProcessId(pid=event.pid, start_ticks=ticks), event.comm or "?"
+        else:
+            identity, comm = facts.id, facts.comm
+        if self._is_known(identity):
+            self._note_time_of_birth(self._by_pid[event.pid], event)
+            return
+        role = Role.CONTROL if by_manager else self._role_of(event.pid)
+        if facts is not None and facts.id == identity and self._pidfds is not None:
+            make_room_for_descriptors(1)
+            self._pidfds.watch(identity, comm, role)
+        process = WatchedProcess(
+            pid=identity.pid,
+            start_ticks=identity.start_ticks,
+            comm=comm,
+            role=role,
+            disposition=Disposition.UNKNOWN,
+            seen_us=event.at_us,
+        )
+        self._know(identity, process)
+        self._note_birth(identity, event.source)
+
+    def _note_time_of_birth(self, identity: ProcessId, event: TaskBorn) -> None:
+        """A walk has found it first: when it was born is known now."""
+        if self._untold.pop(identity, None) is None:
+            return
+        self._known[identity] = replace(self._known[identity], seen_us=event.at_us)
+        self._note_birth(identity, event.source)
+
+    def meet_moved(self, event: TaskMoved) -> None:
+        """Take note of a process that was moved into the unit."""
+        facts = processes.read_process(event.pid)
+        if facts is not None and not self._is_known(facts.id) and not self._closed:
+            self._meet(facts, event.at_us)
+
+    def rename(self, pid: int, comm: str) -> None:
+        """It runs another program."""
+        identity = self._by_pid.get(pid)
+        if identity is not None:
+            self._known[identity] = replace(self._known[identity], comm=comm)
+
+    def ignores(self, pid: int, signal: str) -> bool:
+        """Whether a process ignores a signal that the kernel did not deliver to it.
+
+        It may be on its way to its end as well.
+        """
+        process, policy = self.find(pid), self._details.policy
+        if process is None:
+            return False
+        stop_signal = policy.kill_signal if policy is not None else None
+        if signal == stop_signal and process.disposition is Disposition.IGNORES:
+            return True
+        facts = processes.read_masked(pid)
+        return facts is not None and predict(facts, signal)[0] is Disposition.IGNORES
+
+    # What the manager says of them -----------------------------------------------------------
 
     def _role_of(self, pid: int) -> Role:
         if pid == self._control_pid:
@@ -146,17 +273,22 @@ class Members:
         if pid is None:
             return
         self.rescan()
-        for identity, process in self._known.items():
-            if identity.pid == pid and process.role is not Role.CONTROL:
-                # The walk met it before its role was known.
-                self._known[identity] = replace(process, role=Role.CONTROL)
-                if self._pidfds is not None:
-                    self._pidfds.note_role(identity, Role.CONTROL)
+        if self.adopt is not None and pid not in self._by_pid:
+            self.adopt(pid, ())  # it is gone already, and the record has all of it
+        process = self.find(pid)
+        if process is not None and process.role is not Role.CONTROL:
+            # The walk met it before its role was known.
+            identity = self._by_pid[pid]
+            self._known[identity] = replace(process, role=Role.CONTROL)
+            if self._pidfds is not None:
+                self._pidfds.note_role(identity, Role.CONTROL)
         self._note_control(EventKind.CONTROL_START, pid, at_us)
 
     def _note_control(self, kind: EventKind, pid: int, at_us: int) -> None:
         comm = self.name_of(pid)
         self._log.note(kind, EventSource.DBUS, at_us=at_us, pid=pid, comm=comm, role=Role.CONTROL)
+
+    # Who is there ----------------------------------------------------------------------------
 
     def still_watched(self) -> frozenset[ProcessId]:
         """Those that have not been reaped yet."""
@@ -166,5 +298,16 @@ class Members:
         """Those that run now, after one more walk."""
         self.rescan()
         for identity, process in sorted(self._known.items()):
-            if processes.is_running(identity):
+            if processes.is_running(identity) and self._is_inside(identity.pid):
                 yield ProcessRef(pid=process.pid, comm=process.comm)
+
+    def _is_inside(self, pid: int) -> bool:
+        """Whether it is in the unit still: one that was moved elsewhere is no left-over."""
+        path = cgroups.read_process_cgroup(pid)
+        return path is None or f"{path}/".startswith(f"{self._group}/")
+
+
+def _ticks_at(at_us: int) -> int:
+    """The start time of a process that was born then, as /proc/PID/stat has it."""
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return (at_us * 1000 + asleep_ns) * os.sysconf("SC_CLK_TCK") // 1_000_000_000

@@ -9,14 +9,23 @@ from typing import Protocol
 
 from sdtool.host.session import Session
 from sdtool.model.sockets import SocketFacts
-from sdtool.model.stop import Event, ObserverState, Tier
+from sdtool.model.stop import Event, ObserverState
 from sdtool.sources import cgroups, namespaces
 from sdtool.sources.cgroups import CgroupObserver
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockevents import SocketObserver
 
-OBSERVERS = ("pidfd", "cgroup", "sockets")
+OBSERVERS = ("tracefs", "procevents", "pidfd", "pidfd-info", "cgroup", "sockets", "journal")
+"""What a stop can be watched with, by the names that ``--observers`` switches off.
+
+Without pidfd-info a pidfd tells when a process ended, but not how: as before Linux 6.15.
+"""
+
+
+def explain_switch(name: str, wanted: frozenset[str] | None) -> str | None:
+    """Why an observer is not used, where somebody has switched it off; None where it is."""
+    return None if wanted is None or name in wanted else "switched off by --observers"
 
 
 class Observer(Protocol):
@@ -53,12 +62,13 @@ class Observers:
         self._wanted = wanted
         self.pidfds: PidfdObserver | None = None
         if self._is_wanted("pidfd"):
-            self.pidfds = PidfdObserver(unit, session.exit_info)
+            off = explain_switch("pidfd-info", wanted)
+            self.pidfds = PidfdObserver(unit, (False, off) if off else session.exit_info)
         self._all: list[Observer] = [self.pidfds] if self.pidfds else []
         self._sockets: SocketObserver | None = None
 
     def _is_wanted(self, switch: str) -> bool:
-        return self._wanted is None or switch in self._wanted
+        return explain_switch(switch, self._wanted) is None
 
     def arm(self, group: str | None) -> None:
         """Start to watch a cgroup and the sockets that it made; None for a unit without one."""
@@ -86,19 +96,23 @@ class Observers:
         """Their descriptors."""
         return [observer.fileno() for observer in self._all if observer.available]
 
-    def read_events(self) -> list[tuple[Event, ...]]:
+    def read_events(self) -> list[tuple[Observer, tuple[Event, ...]]]:
         """The events of each since the last call."""
-        return [observer.read_events() for observer in self._all if observer.available]
+        return [(one, one.read_events()) for one in self._all if one.available]
 
     @property
-    def tier(self) -> Tier:
-        """How much they can see."""
-        return Tier.C if self.pidfds is not None and self.pidfds.has_status else Tier.D
+    def tell_status(self) -> bool:
+        """Whether they tell how processes end."""
+        return self.pidfds is not None and self.pidfds.has_status
 
     @property
     def listeners(self) -> tuple[SocketFacts, ...]:
         """The listening sockets that it had when the watch began."""
         return self._sockets.listeners if self._sockets is not None else ()
+
+    def find_listener(self, address: str, port: int) -> SocketFacts | None:
+        """The one that is told of, once: its notification has nothing to add then."""
+        return self._sockets.take_closed(address, port) if self._sockets is not None else None
 
     def read_held(self) -> tuple[SocketFacts, ...]:
         """Those of the listening sockets that are there still."""
@@ -111,9 +125,9 @@ class Observers:
             for o in self._all
         )
         off = (
-            ObserverState(name=name, available=False, reason="switched off by --observers")
-            for name in OBSERVERS
-            if not self._is_wanted(name)
+            ObserverState(name=name, available=False, reason=reason)
+            for name in ("pidfd", "cgroup", "sockets")
+            if (reason := explain_switch(name, self._wanted))
         )
         return (*watching, *off)
 

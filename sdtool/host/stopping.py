@@ -21,6 +21,7 @@ from sdtool.errors import DeadlineExceeded, Interrupted, NotApplicable, SdtoolEr
 from sdtool.host import contact
 from sdtool.host.asking import split
 from sdtool.host.eventlog import HOLD_BACK_US, OnEvents, now_us
+from sdtool.host.record import KernelRecord
 from sdtool.host.requesting import Asking, request_stop
 from sdtool.host.session import Session
 from sdtool.host.stopwatch import StopWatch
@@ -30,6 +31,7 @@ from sdtool.model.scope import Scope
 from sdtool.model.stop import INFINITY, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
+from sdtool.sources.reach import read_manager_pid
 from sdtool.sources.systemd import Manager
 
 RESCAN_S = 0.020
@@ -68,9 +70,10 @@ async def stop_units(
 ) -> Answer[StopReport]:
     """Stop the units and report on each in the order asked; a refusal is an error."""
     entries: dict[str, StopWatch | SdtoolError] = {}
+    record = KernelRecord(options.observers, read_manager_pid(session.scope))
     try:
         for number, name in enumerate(names):
-            entry = await _prepare(session, name, options)
+            entry = await _prepare(session, name, options, record)
             # A unit under two names is stopped, and reported, once.
             key = entry.name if isinstance(entry, StopWatch) else str(number)
             entries.setdefault(key, entry)
@@ -80,9 +83,10 @@ async def stop_units(
             watched |= {other.name for other in watch.along}
         watches = _watches(entries.values())
         clock = _Clock(options, interrupt)
-        await _watch(session, watches, clock, on_events, on_request, asking)
+        await _watch(session, watches, record, clock, on_events, on_request, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
+        record.close()
         for watch in _with_along(_watches(entries.values())):
             watch.close()
 
@@ -96,7 +100,7 @@ def _with_along(watches: Iterable[StopWatch]) -> list[StopWatch]:
 
 
 async def _prepare(
-    session: Session, name: str | SdtoolError, options: StopOptions
+    session: Session, name: str | SdtoolError, options: StopOptions, record: KernelRecord
 ) -> StopWatch | SdtoolError:
     """Look at a unit and at what goes down with it; the error where it must not be stopped."""
     if isinstance(name, SdtoolError):
@@ -111,8 +115,9 @@ async def _prepare(
         if not details.can_stop:
             sentence = f"{details.unit.name} cannot be stopped (CanStop=no)."
             raise NotApplicable(sentence, subject=name)
-        inner = [StopWatch(session, manager, other, (), options.observers) for other in along]
-        return StopWatch(session, manager, details, inner, options.observers)
+        record.open()
+        make = partial(StopWatch, session, manager, wanted=options.observers, record=record)
+        return make(details, [make(other, ()) for other in along])
     except SdtoolError as error:
         return error
 
@@ -140,6 +145,7 @@ async def _read_along(manager: Manager, details: UnitDetails) -> tuple[UnitDetai
 async def _watch(
     session: Session,
     watches: Sequence[StopWatch],
+    record: KernelRecord,
     clock: _Clock,
     on_events: OnEvents,
     on_request: Callable[[str], None],
@@ -155,9 +161,12 @@ async def _watch(
     with manager.patient(contact.RETURN_S):
         signals = await manager.subscribe()
         for watch in everyone:
-            await watch.arm()
+            await watch.hold()
+        _attach(record, everyone)
+        for watch in everyone:
+            watch.arm()
         keeper = contact.Contact(manager, signals, everyone, clock.on_policy)
-        async with _pumping(keeper, everyone, on_events):
+        async with _pumping(keeper, everyone, record, on_events):
             try:
                 async with clock.running(active):
                     await _request(session, active, clock.options, on_request, asking)
@@ -167,6 +176,13 @@ async def _watch(
                     raise
                 await _give_up(active, clock, keeper, session.scope)
     _hand_on(everyone, now_us(), on_events)
+
+
+def _attach(record: KernelRecord, watches: Sequence[StopWatch]) -> None:
+    """Have the kernel's record tell each watch of its processes."""
+    groups = {watch.control_group: watch.name for watch in watches if watch.control_group}
+    signals = frozenset[str]().union(*(watch.signals for watch in watches))
+    record.attach({watch.name: watch for watch in watches}, groups, signals)
 
 
 def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -> None:
@@ -367,29 +383,36 @@ def _unfinished(watch: StopWatch) -> str:
 
 @contextlib.asynccontextmanager
 async def _pumping(
-    keeper: contact.Contact, watches: Sequence[StopWatch], on_events: OnEvents
+    keeper: contact.Contact,
+    watches: Sequence[StopWatch],
+    record: KernelRecord,
+    on_events: OnEvents,
 ) -> AsyncIterator[None]:
     """Carry signals, observers' events and the passing of time to the watches."""
 
-    def end_all(task: asyncio.Task[None]) -> None:
+    def end_all(error: BaseException) -> None:
+        for watch in watches:
+            watch.crash(error)
+
+    def on_done(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            for watch in watches:
-                watch.crash(error)
+            end_all(error)
 
     loop = asyncio.get_running_loop()
-    files = [(fd, watch) for watch in watches for fd in watch.filenos()]
+    readers = [(fd, partial(_read, watch)) for watch in watches for fd in watch.filenos()]
+    readers += [(fd, partial(_pump, record, end_all)) for fd in record.filenos()]
     tasks = [
         asyncio.create_task(keeper.keep()),
         asyncio.create_task(_carry_time(watches, on_events)),
     ]
     for task in tasks:
-        task.add_done_callback(end_all)
-    for fd, watch in files:
-        loop.add_reader(fd, _read, watch)
+        task.add_done_callback(on_done)
+    for fd, read in readers:
+        loop.add_reader(fd, read)
     try:
         yield
     finally:
-        for fd, _ in files:
+        for fd, _ in readers:
             loop.remove_reader(fd)
         for task in tasks:
             task.cancel()
@@ -402,6 +425,13 @@ def _read(watch: StopWatch) -> None:
         watch.read_observers()
     except Exception as error:
         watch.crash(error)
+
+
+def _pump(record: KernelRecord, end_all: Callable[[BaseException], None]) -> None:
+    try:
+        record.pump()
+    except Exception as error:
+        end_all(error)
 
 
 async def _carry_time(watches: Sequence[StopWatch], on_events: OnEvents) -> None:

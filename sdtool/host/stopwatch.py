@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sdtool.analysis import timeline
 from sdtool.analysis.events import exits_by_pid
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
+from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog, now_us
+from sdtool.host.lives import Lives
 from sdtool.host.members import Members
 from sdtool.host.observers import Observers
+from sdtool.host.record import KernelRecord
 from sdtool.host.session import Session
 from sdtool.host.told import State, Told
+from sdtool.model.kernel import KernelEvent, ListenerClosed
 from sdtool.model.manager import ManagerGap
 from sdtool.model.process import ProcessRef, Role
 from sdtool.model.sockets import SocketFacts
@@ -78,6 +83,7 @@ class StopWatch:
     Args:
         along: Watches of the active units that will go down with it.
         wanted: Names of ``OBSERVERS`` to use; None for all.
+        record: The kernel's own, which all watches share.
 
     Attributes:
         told: What the manager has said of it.
@@ -93,6 +99,7 @@ class StopWatch:
         details: UnitDetails,
         along: Sequence[StopWatch],
         wanted: frozenset[str] | None,
+        record: KernelRecord,
     ) -> None:
         unit = details.unit
         self.name = unit.name
@@ -106,6 +113,9 @@ class StopWatch:
         pidfds = self._observers.pidfds
         self._members = Members(session.mount, details, self._log, pidfds)
         self.told = Told(details, self._log, self._members, pidfds)
+        self._record = record
+        self._ends = Ends(self._log, self._members)
+        self._lives = Lives(self._log, self._members, self._ends, self._close_port)
         self._crash: BaseException | None = None
         self._survivors: tuple[ProcessRef, ...] = ()
         self._still_held: tuple[SocketFacts, ...] | None = ()
@@ -125,10 +135,17 @@ class StopWatch:
 
     # Before the job --------------------------------------------------------------------------
 
-    async def arm(self) -> None:
-        """Start every observer and look at every process, before anything is asked of systemd."""
-        await self.hold()
+    def arm(self) -> None:
+        """Start every observer and look at every process, before anything is asked of systemd.
+
+        The kernel's record goes by then.
+        """
         self._observers.arm(self._details.unit.control_group)
+        if self._record.sources:
+            self._ends.has_record = True
+            self._lives.manager = self._record.manager
+            self.told.sees_signals = EventSource.TRACEFS in self._record.sources
+            self._members.adopt = partial(self._record.adopt, self.name)
         self._members.take_stock()
         for state in self._observer_states():
             text = f"{state.name}: {state.reason}"
@@ -167,13 +184,62 @@ class StopWatch:
         """The descriptors of the observers."""
         return self._observers.filenos()
 
+    @property
+    def control_group(self) -> str | None:
+        """Where its processes are; None for a unit that has none of its own."""
+        return self._details.unit.control_group if self._details.policy else None
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Those that may be sent to its processes, by name."""
+        policy = self.told.policy
+        if policy is None:
+            return frozenset()
+        kill, again = policy.kill_signal, policy.restart_kill_signal
+        return frozenset({kill, again, policy.final_kill_signal, policy.watchdog_signal})
+
+    def take_kernel_event(self, event: KernelEvent) -> None:
+        """Take what happened to one of its processes, by the kernel's record."""
+        self._lives.take(event)
+
+    def take_loss(self, source: EventSource, since_us: int, until_us: int, text: str) -> None:
+        """Take note that the record lacks something."""
+        self.told.sees_signals = False
+        self._log.note(
+            EventKind.GAP,
+            source,
+            at_us=until_us,
+            at_min_us=since_us,
+            at_max_us=until_us,
+            text=text,
+        )
+
+    def _close_port(self, event: ListenerClosed) -> None:
+        """One of its ports is free, by the record: that comes long before the notification."""
+        port = self._observers.find_listener(event.address, event.port)
+        if port is not None:
+            self._log.note(
+                EventKind.PORT_RELEASED,
+                event.source,
+                at_us=event.at_us,
+                protocol=port.protocol,
+                address=port.address,
+                port=port.port,
+            )
+
     def read_observers(self) -> None:
         """Take the events of every observer."""
-        for events in self._observers.read_events():
-            self._log.add(*events)
+        self._record.pump()
+        for source, events in self._observers.read_events():
+            if source is self._observers.pidfds:
+                self._ends.take_seen(events)
+            else:
+                self._log.add(*events)
             if any(event.role is Role.MAIN for event in events):
                 # KillMode=mixed ends the rest within a millisecond: see who that is.
                 self._members.rescan()
+        self._members.settle()
+        self._ends.settle()
 
     def on_tick(self) -> None:
         """Look for new processes and for exits that nobody reaps."""
@@ -344,7 +410,7 @@ class StopWatch:
             # The others may stay: wait only for the reaping of those that ended.
             ended = exits_by_pid(self._log.events)
             waiting = frozenset(process for process in waiting if process.pid in ended)
-        return released and not waiting
+        return released and not waiting and self._ends.is_settled
 
     async def _look_around(self, patience: _LastWord) -> None:
         """What still runs, what went down along, what can start it again."""
@@ -391,7 +457,8 @@ class StopWatch:
             unit=self.name,
             policy=self.told.policy,
             observers=self._observer_states(),
-            tier=self._observers.tier,
+            tier=self._record.tier(tell_status=self._observers.tell_status),
+            manager_pid=self._record.manager,
             requested_us=self.told.requested_us,
             ended_us=self.told.ended_us,
             events=self._log.events,
@@ -449,7 +516,7 @@ class StopWatch:
 
     def _observer_states(self) -> tuple[ObserverState, ...]:
         bus = ObserverState(name="dbus", available=True, reason=self._manager.info.transport)
-        return (bus, *self._observers.states())
+        return (bus, *self._record.states(), *self._observers.states())
 
     def close(self) -> None:
         """End every observer and question; safe to call at any moment."""

@@ -50,6 +50,7 @@ class Told:
         requested_us: When the stop was asked for.
         ended_us: When it was over.
         over: Set when the job is over, or the watch was given up.
+        sees_signals: Those that are sent are in the log: none has to be concluded.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Told:
         self.started_us: int | None = None
         self.requested_us = self.ended_us = now_us()
         self.over = asyncio.Event()
+        self.sees_signals = False
         self._control_pid = self._next_control = details.control_pid
         self._main_exit: MainExit | None = None
         self._new_phases: list[Event] = []
@@ -265,10 +267,15 @@ class Told:
         if self.policy is None:
             return
         for state in ready:
-            known, events = self._members.known, self._log.events
-            self._log.add(
-                *timeline.infer_phase(self.policy, state, known, events, self.requested_us)
+            concluded = timeline.infer_phase(
+                self.policy,
+                state,
+                self._members.known,
+                self._log.events,
+                self.requested_us,
+                sees_signals=self.sees_signals,
             )
+            self._log.add(*concluded)
 
     def _on_job(self, change: JobChange, gap: ManagerGap | None) -> None:
         if not self.begun:

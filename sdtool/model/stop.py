@@ -232,6 +232,7 @@ class StopRecord:
         last_state_read: The state is what the manager says after the job, not only the last
             that it told.
         lost_along: Units on their way down along, of which nobody knows what became of them.
+        manager_pid: The process of the manager; None when that is not known.
     """
 
     unit: str
@@ -260,6 +261,7 @@ class StopRecord:
     unread_reason: str | None = None
     last_state_read: bool = True
     lost_along: tuple[str, ...] = ()
+    manager_pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

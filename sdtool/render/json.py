@@ -16,7 +16,7 @@ from sdtool.render.plain import encodable
 SCHEMA = 1
 
 PROCESS = ("pid", "comm", "role")
-SIGNAL = (*PROCESS, "signal", "sender_pid", "sender_comm")
+SIGNAL = (*PROCESS, "signal", "sender_pid", "sender_comm", "text")
 
 EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
     EventKind.OBSERVER: ("text",),
@@ -29,7 +29,7 @@ EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
     EventKind.SIGNAL_DELIVERED: SIGNAL,
     EventKind.SIGNAL_IGNORED: SIGNAL,
     EventKind.PROCESS_NEW: PROCESS,
-    EventKind.PROCESS_EXEC: PROCESS,
+    EventKind.PROCESS_EXEC: (*PROCESS, "text"),
     EventKind.PROCESS_EXIT: (*PROCESS, "exit", "text"),
     EventKind.PROCESS_REAPED: (*PROCESS, "exit", "text"),
     EventKind.TIMEOUT: ("sub_state", "limit_us", "then"),

@@ -13,6 +13,7 @@ from sdtool.model.stop import (
     INFINITY,
     Event,
     EventKind,
+    EventSource,
     Evidence,
     PortChange,
     StopReport,
@@ -38,28 +39,31 @@ MAX_LISTED = 8
 
 MIXED_HINT = "KillMode=control-group would send them the stop signal first"
 
-QUIET = frozenset({EventKind.CONTROL_EXIT, EventKind.JOB_NEW, EventKind.OBSERVER})
+QUIET = frozenset(
+    {EventKind.CONTROL_EXIT, EventKind.JOB_NEW, EventKind.OBSERVER, EventKind.SIGNAL_DELIVERED}
+)
 """Kinds that a person can do without; JSON has them."""
+
+ROUND_US = 5_000
+"""The manager sends a signal to one process after the other: so close together it is one round."""
+
+SIGNALS = (EventKind.SIGNAL_SENT, EventKind.SIGNAL_IGNORED)
 
 
 def group_events(events: Iterable[Event]) -> list[tuple[Event, ...]]:
-    """Events that make one line: the same signal to many processes, many ends at one moment."""
+    """Events that make one line: a signal that is sent to many processes, and who ignores it."""
     groups: list[list[Event]] = []
+    rounds: dict[tuple[object, ...], list[Event]] = {}
     for event in events:
-        if groups and _alike(groups[-1][0], event):
-            groups[-1].append(event)
-        else:
-            groups.append([event])
+        key = (event.unit, event.signal, event.sender_pid, event.evidence)
+        group = rounds.get(key) if event.kind in SIGNALS else None
+        if group is not None and event.at_us - group[0].at_us <= ROUND_US:
+            group.append(event)
+            continue
+        groups.append([event])
+        if event.kind in SIGNALS:
+            rounds[key] = groups[-1]
     return [tuple(group) for group in groups]
-
-
-def _alike(first: Event, event: Event) -> bool:
-    return (
-        first.kind is event.kind is EventKind.SIGNAL_SENT
-        and first.unit == event.unit
-        and first.signal == event.signal
-        and first.at_us == event.at_us
-    )
 
 
 def render_events(
@@ -72,8 +76,12 @@ def render_events(
 
 def _is_quiet(event: Event) -> bool:
     """The start of a command is told once, with what it runs for."""
-    born = event.kind is EventKind.PROCESS_NEW and event.role is Role.CONTROL
-    return born or event.kind in QUIET
+    is_control = event.role is Role.CONTROL
+    if event.kind is EventKind.PROCESS_NEW:
+        return is_control
+    if event.kind is EventKind.PROCESS_EXEC:
+        return not is_control
+    return event.kind in QUIET
 
 
 def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
@@ -83,7 +91,8 @@ def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
     line.append("~ " if inferred else "  ", "dim")
     if with_unit:
         line.append(f"{clean(event.unit)}  ", "dim")
-    line.append_text(_gap(event, start_us) if event.kind is EventKind.GAP else _words(group))
+    is_managers = event.kind is EventKind.GAP and event.source is EventSource.SDTOOL
+    line.append_text(_gap(event, start_us) if is_managers else _words(group))
     if inferred and event.at_min_us is not None and event.at_max_us is not None:
         low, high = event.at_min_us - start_us, event.at_max_us - start_us
         line.append(f"  (inferred: {seconds(low)} to {seconds(high)})", "dim")
@@ -92,13 +101,15 @@ def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
 
 def _words(group: Sequence[Event]) -> Text:
     event = group[0]
-    who = f"{event.pid} ({clean(event.comm or '?')})"
+    who = _who(event.pid, event.comm)
     words = {
         EventKind.JOB_NEW: "stop job queued",
         EventKind.JOB_DONE: f"job {event.result or 'over'}",
         EventKind.CONTROL_START: f"{who} runs as control process",
         EventKind.CONTROL_EXIT: f"{who} is done",
         EventKind.PROCESS_NEW: f"{who} appeared",
+        EventKind.PROCESS_EXEC: f"{who} runs {clean(event.text or '?')}",
+        EventKind.SIGNAL_DELIVERED: f"{who} handles {event.signal}",
         EventKind.PROCESS_REAPED: f"{who} reaped: it {exit_status(event.exit)}",
         EventKind.LEFTOVER: f"{who} stays behind",
         EventKind.PORT_RELEASED: f"{_port(event)} is free",
@@ -108,7 +119,7 @@ def _words(group: Sequence[Event]) -> Text:
     }
     if event.kind is EventKind.STATE:
         return _state(event)
-    if event.kind is EventKind.SIGNAL_SENT:
+    if event.kind in SIGNALS:
         return _signal(group)
     if event.kind is EventKind.PROCESS_EXIT:
         ended = exit_status(event.exit) if event.exit else f"ended ({event.text})"
@@ -116,7 +127,8 @@ def _words(group: Sequence[Event]) -> Text:
     if event.kind is EventKind.TIMEOUT:
         limit = duration(event.limit_us)
         return Text(f"{event.sub_state} ran out after {limit}: {event.then}", "yellow")
-    return Text(words.get(event.kind, clean(event.text or event.kind)))
+    style = "yellow" if event.kind is EventKind.GAP else ""
+    return Text(words.get(event.kind, clean(event.text or event.kind)), style)
 
 
 def _state(event: Event) -> Text:
@@ -145,11 +157,30 @@ def _gap(event: Event, start_us: int) -> Text:
 def _signal(group: Sequence[Event]) -> Text:
     signal = group[0].signal or "?"
     style = "bold red" if signal == "SIGKILL" else "bold cyan"
-    named = [f"{event.pid} ({clean(event.comm or '?')})" for event in group]
-    targets = ", ".join(named[:3])
-    if len(named) > 3:
-        targets = f"{count(len(named), 'process')}: {targets} ..."
-    return Text.assemble((signal, style), f" to {targets}")
+    sent = [event for event in group if event.kind is EventKind.SIGNAL_SENT]
+    ignored = [event for event in group if event.kind is EventKind.SIGNAL_IGNORED]
+    text = Text(signal, style)
+    if group[0].sender_pid is not None:
+        text.append(f" from {_who(group[0].sender_pid, group[0].sender_comm)}", "")
+    if sent:
+        text.append(f" to {_targets(sent)}", "")
+    if ignored:
+        who = "it" if len(sent) == len(ignored) == 1 else _targets(ignored)
+        text.append(f", ignored by {who}", "yellow")
+    if len(group) == 1 and group[0].text is not None:
+        text.append(f" ({group[0].text})", "dim")
+    return text
+
+
+def _targets(events: Sequence[Event]) -> str:
+    named = [_who(event.pid, event.comm) for event in events]
+    if len(named) <= 3:
+        return ", ".join(named)
+    return f"{count(len(named), 'process')}: {', '.join(named[:3])} ..."
+
+
+def _who(pid: int | None, comm: str | None) -> str:
+    return f"{pid} ({clean(comm or '?')})"
 
 
 def _port(event: Event) -> str:

@@ -30,14 +30,13 @@ from sdtool.sources.processes import (
     PTRACE_HINT,
     hides_processes,
     is_hidden,
+    is_initial_pid_namespace,
     may_look_into_others,
     parse_netns,
     read_pids,
     read_process,
 )
 from sdtool.sources.spread import spread
-
-PID_NS_INIT_INO = 0xEFFFFFFC  # linux/nsfs.h, the same since Linux 3.8
 
 INET_NAMES = (b"TCP", b"UDP", b"MPTCP")
 """How the names of protocols with ports begin, as a socket's file has them in sockfs."""
@@ -156,7 +155,7 @@ class Sweep:
     @property
     def outside(self) -> bool:
         """Whether there may be processes outside our pid namespace, which nobody here sees."""
-        return not _is_initial_pid_namespace()
+        return not is_initial_pid_namespace()
 
     def holders_of(self, inodes: Collection[int]) -> HolderScan:
         """Which processes hold which of these sockets."""
@@ -273,12 +272,6 @@ def _thread_paths(pid: int, fd: int) -> Iterator[str]:
 
 def _look(pids: Iterable[int]) -> list[tuple[int, Descriptors | None]]:
     return [(pid, read_descriptors(pid)) for pid in pids]
-
-
-def _is_initial_pid_namespace() -> bool:
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid") == f"pid:[{PID_NS_INIT_INO}]"
-    return False
 
 
 def _by_inode(row: tuple[int, ProcessRef, str | None]) -> tuple[int, int]:

@@ -30,6 +30,8 @@ SIGTIMEDWAIT = {
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
 
+PID_NS_INIT_INO = 0xEFFFFFFC  # linux/nsfs.h, the same since Linux 3.8
+
 HIDDEN = "/proc is mounted with hidepid, and shows it to root alone"
 UNREADABLE = "/proc did not let it be read"
 PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
@@ -126,6 +128,14 @@ def is_running(process: ProcessId) -> bool:
     with contextlib.suppress(OSError):
         return bool(_read_thread_masks(process.pid))
     return False
+
+
+def read_tasks(pid: int) -> tuple[int, ...]:
+    """The threads of a process; none when it is gone or hidden."""
+    try:
+        return tuple(map(int, os.listdir(f"/proc/{pid}/task")))
+    except OSError:
+        return ()
 
 
 def read_thread_group(pid: int) -> int | None:
@@ -301,6 +311,14 @@ def read_capabilities() -> frozenset[int]:
 def may_look_into_others() -> bool:
     """Whether we have the capabilities that ``PTRACE_HINT`` names."""
     return {CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE} <= read_capabilities()
+
+
+def is_initial_pid_namespace() -> bool:
+    """Whether we see every process of the machine, by the pids that the kernel itself uses."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == f"pid:[{PID_NS_INIT_INO}]"
+    except OSError:
+        return False
 
 
 def hides_processes() -> bool:

@@ -14,11 +14,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from sdtool.model.kernel import KernelEvent, TaskBorn, TaskEnded, TaskExecuted
+from sdtool.model.stop import EventSource
 from sdtool.sources.netlink import NLMSG_DONE, NLMSGHDR, parse_messages
+from sdtool.sources.pidfds import parse_wait_status
+from sdtool.sources.processes import is_initial_pid_namespace
 
 NETLINK_CONNECTOR = 11
 CN_IDX_PROC = 1
@@ -34,51 +37,34 @@ RECEIVE_BUFFER = 4 << 20
 BUFFER = 1 << 16
 ACKNOWLEDGE_S = 1.0
 
+MAX_MESSAGES = 50_000
+"""In one call, so that it ends in a storm of events."""
 
-NONE = 0  # an acknowledgement
+GIVES = "births and ends of processes, with their wait status"
+
+OUTSIDE = "it is silent outside of the initial pid namespace"
 
 
 class What(IntEnum):
-    """What happened: the events that are read."""
+    """What happened: the kinds that are read."""
 
+    ACKNOWLEDGED = 0
     FORK = 1
     EXEC = 2
-    COREDUMP = 0x40000000
     EXIT = 0x80000000
-
-
-@dataclass(frozen=True, slots=True)
-class ProcEvent:
-    """One event.
-
-    Attributes:
-        at_ns: CLOCK_MONOTONIC.
-        pid: The thread that it is about; the new one of a fork.
-        tgid: Its process.
-        parent: The process that forked it, or has to reap it; None where that is not told.
-        status: The wait status of an exit, as wait(2) gives it; None for others.
-    """
-
-    at_ns: int
-    what: What
-    pid: int
-    tgid: int
-    parent: int | None = None
-    status: int | None = None
 
 
 class ProcEvents:
     """All processes of the machine, from when it is made until it is closed.
 
-    Attributes:
-        lost: How many events the kernel had no room for.
-
     Raises:
-        OSError: The kernel refuses; ETIMEDOUT when it is silent.
+        OSError: The kernel refuses; ETIMEDOUT when it is silent. ``explain_silence`` says why.
     """
 
     def __init__(self) -> None:
-        self.lost = 0
+        if not is_initial_pid_namespace():
+            raise OSError(errno.EXDEV, OUTSIDE)
+        self._lost = self._uncounted = 0
         self._numbers: dict[int, int] = {}
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_CONNECTOR)
@@ -115,31 +101,40 @@ class ProcEvents:
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, "the kernel does not acknowledge it") from None
 
+    @property
+    def lost(self) -> int:
+        """How many events the kernel had no room for; at least one that was not counted yet."""
+        return self._lost + self._uncounted
+
     def fileno(self) -> int:
         """Readable when there are events."""
         return self._socket.fileno()
 
-    def read(self) -> tuple[ProcEvent, ...]:
+    def read(self) -> list[KernelEvent]:
         """The events since the last call; of one processor they are in their order."""
-        found: list[ProcEvent] = []
-        while True:
+        found: list[KernelEvent] = []
+        for _ in range(MAX_MESSAGES):
             try:
                 data = self._socket.recv(BUFFER)
             except BlockingIOError:
-                return tuple(found)
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                continue  # how many were lost the numbers will tell
+                self._uncounted = 1  # how many were lost the numbers will tell
+                continue
             for message in parse_proc_messages(data):
                 self._count(message)
                 if message.event is not None:
                     found.append(message.event)
+        return found
 
     def _count(self, message: ProcMessage) -> None:
         """Each processor numbers its messages."""
         expected = self._numbers.get(message.cpu, message.number)
-        self.lost += (message.number - expected) & 0xFFFFFFFF
+        missing = (message.number - expected) & 0xFFFFFFFF
+        if missing:
+            self._lost, self._uncounted = self._lost + missing, 0
         self._numbers[message.cpu] = (message.number + 1) & 0xFFFFFFFF
 
     def close(self) -> None:
@@ -159,7 +154,7 @@ class ProcMessage(NamedTuple):
 
     cpu: int
     number: int
-    event: ProcEvent | None
+    event: KernelEvent | None
     refusal: int | None
 
 
@@ -173,22 +168,53 @@ def parse_proc_messages(data: bytes) -> Iterator[ProcMessage]:
         body = payload[CN_MSG.size :].ljust(PROC_EVENT.size, b"\0")
         what, cpu, at_ns, *told = PROC_EVENT.unpack_from(body)
         if (index, value) == (CN_IDX_PROC, CN_VAL_PROC):
-            refusal = told[0] if what == NONE else None
-            yield ProcMessage(cpu, number, _build_event(what, at_ns, told), refusal)
+            refusal = told[0] if what == What.ACKNOWLEDGED else None
+            yield ProcMessage(cpu, number, _build_event(what, at_ns // 1000, told), refusal)
 
 
-def _build_event(what: int, at_ns: int, told: list[int]) -> ProcEvent | None:
+def _build_event(what: int, at_us: int, told: list[int]) -> KernelEvent | None:
+    source = EventSource.PROCEVENTS
     if what == What.FORK:
-        _, parent, pid, tgid, *_ = told
-        return ProcEvent(at_ns, What.FORK, pid, tgid, parent)
+        _, parent, pid, process, *_ = told
+        return TaskBorn(
+            at_us=at_us,
+            source=source,
+            pid=pid,
+            # A thread has the parent of its process, which has not made it.
+            maker=parent if pid == process else process,
+            comm=None,
+            is_thread=pid != process,
+            is_elsewhere=False,
+        )
     if what == What.EXIT:
-        pid, tgid, status, _, _, parent = told
-        return ProcEvent(at_ns, What.EXIT, pid, tgid, parent or None, status)
-    if what in (What.EXEC, What.COREDUMP):
-        return ProcEvent(at_ns, What(what), told[0], told[1])
+        pid, _, status, *_ = told
+        return TaskEnded(at_us=at_us, source=source, pid=pid, status=parse_wait_status(status))
+    if what == What.EXEC:
+        thread, process, *_ = told
+        return TaskExecuted(at_us=at_us, source=source, pid=process, before=thread, path=None)
     return None
 
 
 def _raise_refusal(code: int) -> None:
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def explain_silence(error: OSError) -> str:
+    """Why nothing is told to us, and what would permit it."""
+    if isinstance(error, PermissionError):
+        return "needs CAP_NET_ADMIN (root)"
+    if isinstance(error, ConnectionRefusedError):
+        return "it is for the initial network namespace alone"
+    if error.errno == errno.EPROTONOSUPPORT:
+        return "this kernel has no process connector (CONFIG_PROC_EVENTS)"
+    return error.strerror or str(error)
+
+
+def probe_procevents() -> tuple[bool, str]:
+    """Whether the kernel tells us of births and ends, and why not."""
+    try:
+        ProcEvents().close()
+    except OSError as error:
+        return False, explain_silence(error)
+    return True, GIVES

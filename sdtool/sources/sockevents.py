@@ -131,6 +131,16 @@ class SocketObserver:
                     port=row.port,
                 )
 
+    def take_closed(self, address: str, port: int) -> SocketFacts | None:
+        """A TCP socket that is watched and was closed, by another's word; no event is made of it.
+
+        Of several with one address, in several namespaces, it may be any.
+        """
+        for cookie, row in self._by_cookie.items():
+            if (row.address, row.port) == (address, port) and row.protocol != "udp":
+                return self._by_cookie.pop(cookie)
+        return None
+
     def read_held(self) -> tuple[SocketFacts, ...]:
         """Those of the listening sockets that are there still.
 

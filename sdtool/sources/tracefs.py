@@ -19,7 +19,6 @@ import itertools
 import os
 import re
 import select
-import signal
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -44,10 +43,11 @@ FSMOUNT_CLOEXEC = 1
 INSTANCE = re.compile(r"sdtool-(\d+)-(\d+)-\d+")
 """By whom: pid, start time in ticks since boot, the how manieth of its."""
 
-GENERATE = "signal/signal_generate"
-
 BUFFER_KB = 512
-"""For each processor: some 6,000 events."""
+"""For each processor, some 6,000 events; of many processors each has less to tell."""
+
+ALL_BUFFERS_KB = 16_384
+LEAST_BUFFER_KB = 64
 
 PAGE = 1 << 16
 """As much as any kernel gives at once."""
@@ -88,28 +88,6 @@ def _remove(instance: Path) -> None:
     with contextlib.suppress(OSError):
         (instance / "events" / "enable").write_text("0")
     instance.rmdir()
-
-
-def probe_trace() -> tuple[bool, str]:
-    """Whether a signal that is sent comes in the trace with our pid, and why not.
-
-    It is tried out: in a pid namespace of its own even root sees pids that it cannot place, and
-    a lockdown of the kernel may leave an instance to be made and nothing to be read.
-    """
-    try:
-        trace = Trace({GENERATE: f"sig == {int(signal.SIGCONT)}"})
-    except OSError as error:
-        return False, explain_refusal(error)
-    try:
-        if trace.missing:
-            return False, f"this kernel does not trace signals ({GENERATE})"
-        os.kill(os.getpid(), signal.SIGCONT)
-        sent = [event for event in trace.read() if event.values["pid"] == os.getpid() == event.pid]
-    finally:
-        trace.close()
-    if sent:
-        return True, "signals with sender and target, by the kernel's clock"
-    return False, "what is traced is not ours: this is not the initial pid namespace"
 
 
 def explain_refusal(error: OSError) -> str:
@@ -156,7 +134,7 @@ class Trace:
         self._closing.callback(_remove, self._instance)
         self._write("tracing_on", "0")
         self._write("trace_clock", "mono")
-        self._write("buffer_size_kb", str(BUFFER_KB))
+        self._write("buffer_size_kb", str(_buffer_size_kb(os.cpu_count() or 1)))
         self._write("buffer_percent", "0")  # wake us for the first event, not for half a buffer
         self._layout = parse_page_format((root / "events" / "header_page").read_text())
         self._formats = dict(self._enable(events))
@@ -181,6 +159,14 @@ class Trace:
                 self._write(f"events/{event}/filter", condition)
             self._write(f"events/{event}/enable", "1")
             yield form.number, form
+
+    def narrow(self, event: str, condition: str) -> None:
+        """Have another filter for an event that is recorded.
+
+        Raises:
+            OSError: The kernel does not take it.
+        """
+        self._write(f"events/{event}/filter", condition)
 
     def _write(self, name: str, value: str) -> None:
         # Opened as it is: a file that is not there must not be made.
@@ -216,6 +202,10 @@ class Trace:
     def close(self) -> None:
         """Stop recording, and leave nothing behind."""
         self._closing.close()
+
+
+def _buffer_size_kb(processors: int) -> int:
+    return min(BUFFER_KB, max(LEAST_BUFFER_KB, ALL_BUFFERS_KB // processors))
 
 
 def _make_instance(root: Path) -> Path:

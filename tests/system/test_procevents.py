@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from sdtool.sources.procevents import ProcEvents, What
+from sdtool.model.kernel import TaskBorn, TaskEnded, TaskExecuted
+from sdtool.model.stop import ExitCode, ExitSignal
+from sdtool.sources.procevents import ProcEvents
 
 pytestmark = pytest.mark.capability("tracefs")
 
@@ -26,14 +28,25 @@ def events() -> Iterator[ProcEvents]:
 
 def test_life_of_a_process_is_told(events: ProcEvents) -> None:
     """Fork, exec and exit, with the parent and the wait status, by the monotonic clock."""
-    before = time.monotonic_ns()
+    before = time.monotonic_ns() // 1000
     child = subprocess.Popen(["sh", "-c", "exit 7"])
     child.wait()
-    ours = [event for event in events.read() if event.tgid == child.pid]
-    assert [What.FORK, What.EXEC, What.EXIT] == [event.what for event in ours]
-    assert (os.getpid(), os.getpid()) == (ours[0].parent, ours[2].parent)
-    assert 7 == os.waitstatus_to_exitcode(ours[2].status or 0)
-    assert before <= ours[0].at_ns <= ours[1].at_ns <= ours[2].at_ns <= time.monotonic_ns()
+    born, executed, ended = [event for event in events.read() if event.pid == child.pid]
+    assert isinstance(born, TaskBorn)
+    assert isinstance(executed, TaskExecuted)
+    assert isinstance(ended, TaskEnded)
+    assert (os.getpid(), False, ExitCode(code=7)) == (born.maker, born.is_thread, ended.status)
+    after = time.monotonic_ns() // 1000
+    assert before <= born.at_us <= executed.at_us <= ended.at_us <= after
+
+
+def test_thread_is_told_from_a_process(events: ProcEvents) -> None:
+    """It is born and ends too, within its process."""
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    made = [event for event in events.read() if isinstance(event, TaskBorn) and event.is_thread]
+    assert [os.getpid()] == [event.maker for event in made if event.pid == thread.native_id]
 
 
 def test_end_by_a_signal_is_told(events: ProcEvents) -> None:
@@ -41,8 +54,8 @@ def test_end_by_a_signal_is_told(events: ProcEvents) -> None:
     child = subprocess.Popen(["sleep", "60"])
     child.kill()
     child.wait()
-    (gone,) = [e for e in events.read() if (e.pid, e.what) == (child.pid, What.EXIT)]
-    assert -signal.SIGKILL == os.waitstatus_to_exitcode(gone.status or 0)
+    ended = [e for e in events.read() if isinstance(e, TaskEnded) and e.pid == child.pid]
+    assert [ExitSignal(signal="SIGKILL", core=False)] == [event.status for event in ended]
 
 
 def test_nothing_is_lost_in_a_storm(events: ProcEvents) -> None:
@@ -52,9 +65,9 @@ def test_nothing_is_lost_in_a_storm(events: ProcEvents) -> None:
         child = os.posix_spawn("/bin/true", ["true"], {})
         os.waitpid(child, 0)
         pids.add(child)
-    found = [event for event in events.read() if event.tgid in pids]
-    assert pids == {event.pid for event in found if event.what is What.FORK}
-    assert pids == {event.pid for event in found if event.what is What.EXIT}
+    found = [event for event in events.read() if event.pid in pids]
+    assert pids == {event.pid for event in found if isinstance(event, TaskBorn)}
+    assert pids == {event.pid for event in found if isinstance(event, TaskEnded)}
     assert 0 == events.lost
 
 

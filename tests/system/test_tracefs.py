@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sdtool.sources.tracefs import INSTANCE, Trace, open_tracefs, probe_trace
+from sdtool.sources.tracefs import INSTANCE, Trace, open_tracefs
+from sdtool.sources.tracepoints import probe_trace
 from tests.machine import eventually
 
 pytestmark = pytest.mark.capability("tracefs")
@@ -84,10 +85,10 @@ def test_every_signal_is_there_in_its_order(trace: Trace) -> None:
 def test_trace_is_tried_out() -> None:
     """A signal of our own comes back; in another pid namespace it cannot be told from others."""
     assert probe_trace()[0]
-    code = "from sdtool.sources.tracefs import probe_trace; print(*probe_trace())"
+    code = "from sdtool.sources.tracepoints import probe_trace; print(*probe_trace())"
     elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
     done = subprocess.run(elsewhere, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False what is traced is not ours")
+    assert done.stdout.startswith("False what is traced cannot be told apart")
 
 
 def test_nothing_is_left_behind(trace: Trace) -> None:

@@ -8,10 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdtool.sources.procevents import ProcEvent, What, parse_proc_messages
+from sdtool.model.kernel import KernelEvent, TaskBorn, TaskEnded, TaskExecuted
+from sdtool.model.stop import EventSource, ExitCode
+from sdtool.sources.procevents import parse_proc_messages
 from tests.unit.make import captured
 
 PARENT, CHILD = 6326, 6394
+SOURCE = EventSource.PROCEVENTS
+BORN = TaskBorn(
+    at_us=53474787261,
+    source=SOURCE,
+    pid=CHILD,
+    maker=PARENT,
+    comm=None,
+    is_thread=False,
+    is_elsewhere=False,
+)
 NAMES = ("fork", "exec", "exit", "acknowledged")
 
 
@@ -23,13 +35,16 @@ def recorded(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("fork", ProcEvent(53474787261039, What.FORK, CHILD, CHILD, PARENT)),
-        ("exec", ProcEvent(53474789338268, What.EXEC, CHILD, CHILD)),
-        ("exit", ProcEvent(53474790263277, What.EXIT, CHILD, CHILD, PARENT, 7 << 8)),
+        ("fork", BORN),
+        (
+            "exec",
+            TaskExecuted(at_us=53474789338, source=SOURCE, pid=CHILD, before=CHILD, path=None),
+        ),
+        ("exit", TaskEnded(at_us=53474790263, source=SOURCE, pid=CHILD, status=ExitCode(code=7))),
     ],
 )
-def test_event_has_who_and_when(name: str, expected: ProcEvent) -> None:
-    """The parent of a fork, and the wait status of an exit."""
+def test_event_has_who_and_when(name: str, expected: KernelEvent) -> None:
+    """The maker of a child, and the wait status of an exit."""
     (message,) = parse_proc_messages(recorded(name))
     assert (expected, None) == (message.event, message.refusal)
 

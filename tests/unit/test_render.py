@@ -17,7 +17,7 @@ from sdtool.model.facility import Facility
 from sdtool.model.ports import PortSpec
 from sdtool.model.process import ProcessRef
 from sdtool.model.sockets import Creator, Holder
-from sdtool.model.stop import Event, EventKind, PortChange, Verdict
+from sdtool.model.stop import Event, EventKind, EventSource, ExitCode, PortChange, Verdict
 from sdtool.model.unit import ManagerRoots, Trace
 from sdtool.render.tables import (
     render_facilities,
@@ -256,10 +256,35 @@ def test_same_signal_to_many_is_one_line() -> None:
     assert "SIGTERM to 5 processes: 10 (p10), 11 (p11), 12 (p12) ..." in timeline(*events)
 
 
+def test_round_of_a_signal_says_from_whom_and_who_ignores_it() -> None:
+    """One process after the other gets it; what else happens meanwhile has a line of its own."""
+    sender = {"sender_pid": 1, "sender_comm": "systemd", "signal": "SIGTERM"}
+    events = [
+        event(ms(1), EventKind.SIGNAL_SENT, pid=10, comm="a", **sender),
+        event(ms(1.1), EventKind.PROCESS_EXIT, pid=10, comm="a", exit=ExitCode(code=0)),
+        event(ms(1.2), EventKind.SIGNAL_SENT, pid=11, comm="b", **sender),
+        event(ms(1.2), EventKind.SIGNAL_IGNORED, pid=11, comm="b", **sender),
+    ]
+    first, second = timeline(*events).splitlines()
+    assert first.endswith("SIGTERM from 1 (systemd) to 10 (a), 11 (b), ignored by 11 (b)")
+    assert second.endswith("10 (a) exited 0")
+
+
+def test_only_one_that_ignores_a_signal_is_not_named_twice() -> None:
+    """Nor is what the kernel says of it left out."""
+    sender = {"pid": 11, "comm": "b", "sender_pid": 1, "sender_comm": "x", "signal": "SIGTERM"}
+    sent = event(ms(1), EventKind.SIGNAL_SENT, **sender)
+    ignored = event(ms(1), EventKind.SIGNAL_IGNORED, **sender)
+    late = replace(sent, at_us=ms(30), text="it was ending already")
+    first, second = timeline(sent, ignored, late).splitlines()
+    assert first.endswith("SIGTERM from 1 (x) to 11 (b), ignored by it")
+    assert second.endswith("SIGTERM from 1 (x) to 11 (b) (it was ending already)")
+
+
 def test_different_signals_are_lines_of_their_own() -> None:
     """Another signal, another moment or another unit."""
     first = event(ms(1), EventKind.SIGNAL_SENT, pid=10, comm="a", signal="SIGTERM")
-    others = [replace(first, signal="SIGKILL"), replace(first, at_us=ms(2))]
+    others = [replace(first, signal="SIGKILL"), replace(first, at_us=ms(20))]
     assert 3 == len(group_events([first, *others]))
 
 
@@ -403,7 +428,9 @@ def test_any_name_can_be_printed(name: str) -> None:
 def test_gap_says_since_when_and_why() -> None:
     """And what a reload has changed for the phase that it came upon."""
     bounds = {"at_min_us": ms(500), "at_max_us": ms(700)}
-    plain = event(ms(700), EventKind.GAP, text="daemon-reexec", **bounds)
+    plain = event(
+        ms(700), EventKind.GAP, source=EventSource.SDTOOL, text="daemon-reexec", **bounds
+    )
     moved = {"sub_state": "stop-sigterm", "limit_us": 5_000_000, "then": "SIGKILL"}
     changed = replace(plain, text="daemon-reload; the stop policy changed", **moved)
     lines = [str(line) for line in render_events([plain, changed], T0, with_unit=False)]

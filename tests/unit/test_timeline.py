@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from sdtool.analysis.events import sort_events
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.process import ProcessRef, Role
-from sdtool.model.stop import Event, EventKind, Evidence, ExitCode, StopReport, Verdict
+from sdtool.model.stop import (
+    Event,
+    EventKind,
+    EventSource,
+    Evidence,
+    ExitCode,
+    StopReport,
+    Verdict,
+)
 from tests.unit.make import (
     CHILD,
     DONE,
@@ -671,7 +679,7 @@ def test_timeout_says_which_limit_and_what_followed() -> None:
 def gap(since_us: int, until_us: int, **fields: Any) -> Event:
     """A time in which nothing was heard."""
     bounds = {"at_min_us": since_us, "at_max_us": until_us}
-    return event(until_us, EventKind.GAP, **bounds, **fields)
+    return event(until_us, EventKind.GAP, source=EventSource.SDTOOL, **bounds, **fields)
 
 
 def test_kill_within_a_gap_is_inferred_with_its_phase() -> None:

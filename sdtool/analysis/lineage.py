@@ -1,0 +1,224 @@
+"""Which unit does a task belong to, and when has a process ended? By births, moves and ends.
+
+A child belongs where the one that made it does; only a manager's own children are moved, or made
+elsewhere, and belong nowhere until that is known: what is told of them is kept until then.
+A process ends with its last task, which need not be its first one.
+
+The events must come in the order of their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from sdtool.model.kernel import (
+    KernelEvent,
+    ListenerClosed,
+    SignalGenerated,
+    TaskBorn,
+    TaskEnded,
+    TaskExecuted,
+    TaskMoved,
+)
+from sdtool.model.stop import EventSource
+
+Routed = tuple[str, KernelEvent]
+"""A unit, and what happened to one of its processes; pids are those of whole processes."""
+
+STRAYS = 1000
+"""So many that have ended, and of which it was never known where they belong, are remembered."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """One process, as far as it is known.
+
+    Attributes:
+        unit: None while it is not known.
+        since_us: What was told before is of another one that had its pid.
+        tasks: Those that have not ended.
+        maker: The process that made it, where that is one of these.
+        last: The task that ended last, once all have; its status is the process's.
+        held: What was told of it while its unit was not known.
+    """
+
+    pid: int
+    unit: str | None
+    since_us: int
+    tasks: set[int]
+    maker: _Process | None = None
+    last: int | None = None
+    held: list[KernelEvent] = field(default_factory=list)
+
+
+class Lineage:
+    """The processes of several units, and what becomes of them.
+
+    Args:
+        primary: Who tells of births and ends; another source adds the wait statuses.
+        managers: The processes whose children are the units'.
+        groups: The units by their cgroups.
+    """
+
+    def __init__(
+        self, primary: EventSource, managers: Collection[int], groups: Mapping[str, str]
+    ) -> None:
+        self._primary = primary
+        self._managers = frozenset(managers)
+        self._groups = groups
+        self._by_task: dict[int, _Process] = {}
+        self._strays: dict[int, _Process] = {}
+
+    def unit_of(self, control_group: str) -> str | None:
+        """The unit that a cgroup is in, None when it is in none of them."""
+        path = control_group
+        while path:
+            if path in self._groups:
+                return self._groups[path]
+            path = path.rpartition("/")[0]
+        return None
+
+    @property
+    def strays(self) -> tuple[int, ...]:
+        """Processes that run, and of which it is not known where they belong."""
+        return tuple(pid for pid, process in self._strays.items() if process.last is None)
+
+    def dismiss(self, pid: int) -> None:
+        """Forget a process that is known to belong to none of the units."""
+        process = self._strays.pop(pid, None)
+        if process is not None:
+            self._forget(process)
+
+    def _forget(self, process: _Process) -> None:
+        for task in (process.pid, *process.tasks):
+            if self._by_task.get(task) is process:
+                del self._by_task[task]
+
+    def adopt(self, unit: str, pid: int, tasks: Collection[int], at_us: int) -> list[Routed]:
+        """Take note of a process that is in a unit, and hand out what was told of it so far.
+
+        Args:
+            tasks: Its tasks, as they were found.
+            at_us: When it was found; what happened before may be told later.
+        """
+        process = self._by_task.get(pid)
+        if process is None or (process.unit is not None and process.last is not None):
+            self._add(_Process(pid, unit, at_us, {pid, *tasks}))
+            return []
+        return self._settle(process, unit) if process.unit is None else []
+
+    def _add(self, process: _Process) -> None:
+        for task in (process.pid, *process.tasks):
+            self._by_task[task] = process
+
+    def _settle(self, process: _Process, unit: str) -> list[Routed]:
+        """It is known now where a process belongs, and so do those that it has made."""
+        if self._strays.get(process.pid) is process:
+            del self._strays[process.pid]
+        process.unit = unit
+        held, process.held = process.held, []
+        routed: list[Routed] = [(unit, event) for event in held]
+        for stray in tuple(self._strays.values()):
+            if stray.maker is process:
+                routed += self._settle(stray, unit)
+        return routed
+
+    def feed(self, event: KernelEvent) -> list[Routed]:
+        """What an event means for the units; the pids in it are those of processes then."""
+        if isinstance(event, TaskBorn):
+            return self._on_birth(event) if event.source is self._primary else []
+        if isinstance(event, TaskMoved):
+            return self._on_move(event)
+        if isinstance(event, TaskExecuted):
+            return self._on_exec(event) if event.source is self._primary else []
+        if isinstance(event, TaskEnded):
+            return list(self._on_end(event))
+        if isinstance(event, ListenerClosed) and event.pid in self._managers:
+            return [(unit, event) for unit in dict.fromkeys(self._groups.values())]
+        process = self._by_task.get(event.pid)
+        if process is None:
+            return []
+        if isinstance(event, SignalGenerated):
+            event = replace(event, sender=self._process_of(event.sender))
+        return self._route(process, event)
+
+    def _process_of(self, task: int) -> int:
+        process = self._by_task.get(task)
+        return task if process is None else process.pid
+
+    def _route(self, process: _Process, event: KernelEvent) -> list[Routed]:
+        event = replace(event, pid=process.pid)
+        if process.unit is None:
+            process.held.append(event)
+            return []
+        return [(process.unit, event)]
+
+    def _on_birth(self, event: TaskBorn) -> list[Routed]:
+        maker = self._by_task.get(event.maker)
+        if event.is_thread:
+            if maker is not None:
+                maker.tasks.add(event.pid)
+                self._by_task[event.pid] = maker
+            return []
+        found = self._by_task.get(event.pid)
+        if found is not None and found.last is None and found.since_us >= event.at_us:
+            # It was met in its cgroup before this was told.
+            found.since_us = event.at_us
+            return self._route(found, replace(event, maker=self._process_of(event.maker)))
+        self._strays.pop(event.pid, None)
+        if maker is None and event.maker not in self._managers:
+            if found is not None:
+                self._forget(found)  # its pid is somebody else's now
+            return []
+        is_inside = maker is not None and not (event.is_elsewhere or maker.pid in self._managers)
+        unit = maker.unit if maker is not None and is_inside else None
+        process = _Process(event.pid, unit, event.at_us, {event.pid}, maker)
+        self._add(process)
+        if unit is None:
+            self._keep_stray(process)
+        return self._route(process, replace(event, maker=self._process_of(event.maker)))
+
+    def _keep_stray(self, process: _Process) -> None:
+        self._strays[process.pid] = process
+        ended = [pid for pid, stray in self._strays.items() if stray.last is not None]
+        for pid in ended[: max(0, len(ended) - STRAYS)]:
+            self.dismiss(pid)
+
+    def _on_move(self, event: TaskMoved) -> list[Routed]:
+        unit = self.unit_of(event.control_group)
+        process = self._by_task.get(event.pid)
+        if unit is None:
+            return []
+        if process is None or process.last is not None:
+            process = _Process(event.pid, None, event.at_us, {event.pid})
+            self._add(process)
+        if process.unit == unit:
+            return []
+        return [*self._settle(process, unit), (unit, event)]
+
+    def _on_exec(self, event: TaskExecuted) -> list[Routed]:
+        process = self._by_task.get(event.before) or self._by_task.get(event.pid)
+        if process is None:
+            return []
+        for task in process.tasks - {event.pid}:
+            self._by_task.pop(task, None)
+        process.tasks = {event.pid}
+        self._by_task[event.pid] = process
+        return self._route(process, event)
+
+    def _on_end(self, event: TaskEnded) -> Iterator[Routed]:
+        process = self._by_task.get(event.pid)
+        if process is None or event.at_us < process.since_us:
+            return
+        if event.source is not self._primary:
+            if process.last == event.pid:
+                yield from self._route(process, event)
+        elif event.pid in process.tasks:
+            process.tasks.discard(event.pid)
+            if not process.tasks:
+                process.last = event.pid
+                yield from self._route(process, event)
+                if process.unit is None and process.maker is not None and process.maker.unit:
+                    # Made in another cgroup, by one of a unit: below its own is where it may.
+                    yield from self._settle(process, process.maker.unit)

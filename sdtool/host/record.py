@@ -1,0 +1,205 @@
+"""The kernel's own record while units stop: one trace, one process connector, for all of them.
+
+What they tell is of the whole machine: it is put in order, and each unit gets what is about its
+processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import Protocol
+
+from sdtool.analysis.lineage import Lineage, Routed
+from sdtool.host.eventlog import now_us
+from sdtool.host.observers import explain_switch
+from sdtool.model.kernel import KernelEvent
+from sdtool.model.stop import EventSource, ObserverState, Tier
+from sdtool.sources import cgroups, libc, procevents, tracepoints
+from sdtool.sources.procevents import ProcEvents, explain_silence
+from sdtool.sources.tracefs import explain_refusal
+from sdtool.sources.tracepoints import KernelTrace
+
+LOSS = "{lost} events of {source} were lost: signals, births and ends may be missing"
+
+
+class Recorder(Protocol):
+    """What records for the whole machine."""
+
+    @property
+    def lost(self) -> int:
+        """How many events were lost so far."""
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+
+    def read(self) -> list[KernelEvent]:
+        """The events since the last call."""
+
+    def close(self) -> None:
+        """Stop recording."""
+
+
+class Unit(Protocol):
+    """Somebody who watches one unit, and is told what the kernel says of its processes."""
+
+    def take_kernel_event(self, event: KernelEvent) -> None:
+        """Take what happened to one of its processes."""
+
+    def take_loss(self, source: EventSource, since_us: int, until_us: int, text: str) -> None:
+        """Take note that something may have happened which is not told."""
+
+
+class KernelRecord:
+    """Both sources, from before the stops until they are over.
+
+    Args:
+        wanted: Names of ``OBSERVERS`` to use; None for all.
+        manager: The process of the manager; None when that is not known.
+    """
+
+    def __init__(self, wanted: frozenset[str] | None, manager: int | None) -> None:
+        self.manager = manager
+        self._wanted = wanted
+        self._recorders: dict[EventSource, Recorder] = {}
+        self._reasons: dict[EventSource, str] = {}
+        self._lost: dict[EventSource, int] = {}
+        self._waiting: list[KernelEvent] = []
+        self._lineage: Lineage | None = None
+        self._units: Mapping[str, Unit] = {}
+        self._pumped_us = now_us()
+        self._opening: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Begin to make the sources ready, beside whatever else there is to do."""
+        if self._opening is not None:
+            return
+        libc.load()
+        self._opening = threading.Thread(target=self._open, name="sdtool record")
+        self._opening.start()
+
+    def _open(self) -> None:
+        self._try(EventSource.TRACEFS, KernelTrace, tracepoints.GIVES, explain_refusal)
+        self._try(EventSource.PROCEVENTS, ProcEvents, procevents.GIVES, explain_silence)
+
+    def _try(
+        self,
+        source: EventSource,
+        make: Callable[[], Recorder],
+        gives: str,
+        explain: Callable[[OSError], str],
+    ) -> None:
+        if off := explain_switch(source.value, self._wanted):
+            self._reasons[source] = off
+            return
+        try:
+            self._recorders[source] = make()
+            self._reasons[source] = gives
+            self._lost[source] = 0
+        except OSError as error:
+            self._reasons[source] = explain(error)
+
+    def attach(
+        self, units: Mapping[str, Unit], groups: Mapping[str, str], signals: Iterable[str]
+    ) -> None:
+        """Have it ready: from now on each unit is told of its processes.
+
+        Args:
+            groups: The units by their cgroups.
+            signals: Those that may end the units, by name.
+        """
+        if self._opening is not None:
+            self._opening.join()
+        self._units = units
+        trace = self._recorders.get(EventSource.TRACEFS)
+        if isinstance(trace, KernelTrace):
+            with contextlib.suppress(OSError):
+                trace.record_signals(signals)
+        if self._recorders:
+            managers = () if self.manager is None else (self.manager,)
+            self._lineage = Lineage(next(iter(self._recorders)), managers, groups)
+
+    def tier(self, *, tell_status: bool) -> Tier:
+        """How much of a stop can be seen.
+
+        Args:
+            tell_status: Somebody else tells how processes end.
+        """
+        if EventSource.TRACEFS in self._recorders:
+            return Tier.A
+        if EventSource.PROCEVENTS in self._recorders:
+            return Tier.B
+        return Tier.C if tell_status else Tier.D
+
+    @property
+    def sources(self) -> frozenset[EventSource]:
+        """Those that work."""
+        return frozenset(self._recorders)
+
+    def filenos(self) -> list[int]:
+        """Their descriptors."""
+        return [recorder.fileno() for recorder in self._recorders.values()]
+
+    def adopt(self, unit: str, pid: int, tasks: Iterable[int]) -> None:
+        """A process was found in a unit: from now on the unit is told of it."""
+        if self._lineage is not None:
+            self._hand_out(self._lineage.adopt(unit, pid, tuple(tasks), now_us()))
+
+    def pump(self) -> None:
+        """Read what there is, and hand out what nothing earlier can come before any more."""
+        if self._lineage is None:
+            return
+        # What happened until now is in the buffers by now, whatever processor it happened on.
+        until_us = now_us()
+        for source, recorder in self._recorders.items():
+            self._waiting += recorder.read()
+            if recorder.lost > self._lost[source]:
+                self._tell_loss(source, recorder.lost - self._lost[source], until_us)
+                self._lost[source] = recorder.lost
+        self._waiting.sort(key=attrgetter("at_us"))
+        ready = [event for event in self._waiting if event.at_us <= until_us]
+        self._waiting = self._waiting[len(ready) :]
+        self._pumped_us = until_us
+        for event in ready:
+            self._hand_out(self._lineage.feed(event))
+        self._find_strays(self._lineage)
+
+    def _hand_out(self, routed: Iterable[Routed]) -> None:
+        for name, event in routed:
+            self._units[name].take_kernel_event(event)
+
+    def _find_strays(self, lineage: Lineage) -> None:
+        """Look where a manager has put its children, which it moves or makes there."""
+        for pid in lineage.strays:
+            path = cgroups.read_process_cgroup(pid)
+            unit = lineage.unit_of(path or "/")
+            if unit is not None:
+                self._hand_out(lineage.adopt(unit, pid, (), now_us()))
+
+    def _tell_loss(self, source: EventSource, lost: int, until_us: int) -> None:
+        text = LOSS.format(lost=lost, source=source.value)
+        for unit in self._units.values():
+            unit.take_loss(source, self._pumped_us, until_us, text)
+
+    def states(self) -> tuple[ObserverState, ...]:
+        """What each gave, or why it is not there."""
+        return tuple(
+            ObserverState(
+                name=source.value,
+                available=source in self._recorders,
+                reason=reason,
+                lost=self._lost.get(source, 0),
+            )
+            for source, reason in self._reasons.items()
+        )
+
+    def close(self) -> None:
+        """Let go of everything, beside whatever else there is to do; safe at any moment."""
+        self._lineage = None
+        if self._opening is not None:
+            self._opening.join()
+        recorders, self._recorders = self._recorders, {}
+        for recorder in recorders.values():
+            threading.Thread(target=recorder.close, name="sdtool record").start()
