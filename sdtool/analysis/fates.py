@@ -23,11 +23,13 @@ from sdtool.analysis.events import (
     unseen_spans,
 )
 from sdtool.analysis.phases import SIGKILL, is_kill_phase, kills_rest, roles_signalled
-from sdtool.model.process import Role
+from sdtool.model.process import Disposition, Role
 from sdtool.model.stop import (
     INFINITY,
     Event,
     EventKind,
+    Evidence,
+    ExitCode,
     ExitSignal,
     ExitStatus,
     ProcessFate,
@@ -53,17 +55,43 @@ def _build_fate(process: WatchedProcess, record: StopRecord, own: Sequence[Event
     exited = exits_by_pid(own).get(process.pid)
     status = status_of(own)
     killed, reason = _killed_by_manager(process, exited, status, record, own)
+    stop_signal = next((event for event in own if _is_stop_signal(event, record)), None)
     return ProcessFate(
         pid=process.pid,
         comm=process.comm,
         role=process.role,
         disposition=process.disposition,
-        signalled_us=next((e.at_us for e in own if _is_managers(e, record)), None),
+        disposition_reason=process.disposition_reason,
+        as_predicted=_is_as_predicted(process, status, stop_signal, record),
+        signalled_us=stop_signal.at_us if stop_signal is not None else None,
         exit_us=exited.at_us if exited else None,
         exit=status,
         killed_by_manager=killed,
         fate_reason=reason,
     )
+
+
+def _is_as_predicted(
+    process: WatchedProcess,
+    status: ExitStatus | None,
+    sent: Event | None,
+    record: StopRecord,
+) -> bool | None:
+    """Whether the stop signal did what was predicted; one with a handler may end in any way."""
+    if sent is None or sent.signal is None:
+        return None
+    stays = any(survivor.pid == process.pid for survivor in record.survivors)
+    if not stays and status is None:
+        return None
+    died = _ended_by(status, sent.signal)
+    if process.disposition is Disposition.IGNORES:
+        return not died
+    if process.disposition is not Disposition.DIES:
+        return None
+    # Whether one that has exited got the signal before that can only be seen.
+    seen = sent.evidence is Evidence.OBSERVED and sent.text is None
+    outlived = stays or _ended_by(status, SIGKILL) or (seen and isinstance(status, ExitCode))
+    return True if died else False if outlived else None
 
 
 def _killed_by_manager(
@@ -91,6 +119,14 @@ def _killed_by_manager(
     if status is None:
         return _unread_status(process, record, exited.at_us)
     return _unexplained_kill(process, exited.at_us, record)
+
+
+def _is_stop_signal(event: Event, record: StopRecord) -> bool:
+    """Whether an event is a stop signal of the manager's, of either round."""
+    policy = record.policy
+    if policy is None or not _is_managers(event, record):
+        return False
+    return event.signal in (policy.kill_signal, policy.restart_kill_signal)
 
 
 def _is_managers(event: Event, record: StopRecord) -> bool:

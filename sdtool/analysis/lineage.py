@@ -39,6 +39,7 @@ class _Process:
         since_us: What was told before is of another one that had its pid.
         tasks: Those that have not ended.
         maker: The process that made it, where that is one of these.
+        is_elsewhere: It was made in another cgroup than its maker's.
         last: The task that ended last, once all have; its status is the process's.
         held: What was told of it while its unit was not known.
     """
@@ -48,6 +49,7 @@ class _Process:
     since_us: int
     tasks: set[int]
     maker: _Process | None = None
+    is_elsewhere: bool = False
     last: int | None = None
     held: list[KernelEvent] = field(default_factory=list)
 
@@ -99,14 +101,22 @@ class Lineage:
         """Take note of a process that is in a unit, and hand out what was told of it so far.
 
         Args:
-            tasks: Its tasks, as they were found.
+            tasks: Its tasks, as they were found; none of one that is gone already.
             at_us: When it was found; what happened before may be told later.
         """
-        process = self._by_task.get(pid)
-        if process is None or (process.unit is not None and process.last is not None):
+        process = self._find(pid)
+        if process is not None and process.last is not None and (tasks or process.unit):
+            process = None  # what has ended was another one, which had its pid
+        if process is None:
+            self._strays.pop(pid, None)
             self._add(_Process(pid, unit, at_us, {pid, *tasks}))
             return []
         return self._settle(process, unit) if process.unit is None else []
+
+    def _find(self, pid: int) -> _Process | None:
+        """The process that has, or had, a pid; a thread of another may have had it as well."""
+        process = self._by_task.get(pid)
+        return process if process is not None and process.pid == pid else None
 
     def _add(self, process: _Process) -> None:
         for task in (process.pid, *process.tasks):
@@ -120,7 +130,7 @@ class Lineage:
         held, process.held = process.held, []
         routed: list[Routed] = [(unit, event) for event in held]
         for stray in tuple(self._strays.values()):
-            if stray.maker is process:
+            if stray.maker is process and not stray.is_elsewhere:
                 routed += self._settle(stray, unit)
         return routed
 
@@ -157,23 +167,24 @@ class Lineage:
     def _on_birth(self, event: TaskBorn) -> list[Routed]:
         maker = self._by_task.get(event.maker)
         if event.is_thread:
+            self._by_task.pop(event.pid, None)
             if maker is not None:
                 maker.tasks.add(event.pid)
                 self._by_task[event.pid] = maker
             return []
-        found = self._by_task.get(event.pid)
+        found = self._find(event.pid)
         if found is not None and found.last is None and found.since_us >= event.at_us:
             # It was met in its cgroup before this was told.
             found.since_us = event.at_us
             return self._route(found, replace(event, maker=self._process_of(event.maker)))
+        # Whoever had its pid has it no more.
         self._strays.pop(event.pid, None)
+        self._by_task.pop(event.pid, None)
         if maker is None and event.maker not in self._managers:
-            if found is not None:
-                self._forget(found)  # its pid is somebody else's now
             return []
         is_inside = maker is not None and not (event.is_elsewhere or maker.pid in self._managers)
         unit = maker.unit if maker is not None and is_inside else None
-        process = _Process(event.pid, unit, event.at_us, {event.pid}, maker)
+        process = _Process(event.pid, unit, event.at_us, {event.pid}, maker, event.is_elsewhere)
         self._add(process)
         if unit is None:
             self._keep_stray(process)
@@ -188,9 +199,9 @@ class Lineage:
     def _on_move(self, event: TaskMoved) -> list[Routed]:
         unit = self.unit_of(event.control_group)
         process = self._by_task.get(event.pid)
-        if unit is None:
-            return []
-        if process is None or process.last is not None:
+        if unit is None or (process is not None and event.pid in process.tasks - {process.pid}):
+            return []  # a thread moves alone only within its process's unit
+        if process is None or process.pid != event.pid or process.last is not None:
             process = _Process(event.pid, None, event.at_us, {event.pid})
             self._add(process)
         if process.unit == unit:
@@ -209,8 +220,10 @@ class Lineage:
 
     def _on_end(self, event: TaskEnded) -> Iterator[Routed]:
         process = self._by_task.get(event.pid)
-        if process is None or event.at_us < process.since_us:
+        if process is None:
             return
+        if event.at_us < process.since_us and process.tasks <= {process.pid}:
+            return  # it was found alive after that: this was another one, which had its pid
         if event.source is not self._primary:
             if process.last == event.pid:
                 yield from self._route(process, event)

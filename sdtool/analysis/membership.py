@@ -37,19 +37,12 @@ Levels = Sequence[tuple[str, Sequence[str]]]
 NOT_READ = "a list reads what one sweep gives; sdtool trace UNIT reads the rest"
 
 
-def role_of(pid: int, details: UnitDetails) -> Role:
-    """What the manager knows a process of the unit as."""
-    if pid == details.unit.main_pid:
-        return Role.MAIN
-    return Role.CONTROL if pid == details.control_pid else Role.OTHER
-
-
 def build_processes(facts: Sequence[ProcessFacts], details: UnitDetails) -> tuple[Process, ...]:
     """The processes of a unit in tree order: parents first, siblings by pid."""
     signal = details.policy.kill_signal if details.policy else DEFAULT_KILL_SIGNAL
     pids = {process.id.pid for process in facts}
     return tuple(
-        _build_process(process, role_of(process.id.pid, details), signal, process.ppid in pids)
+        _build_process(process, details.role_of(process.id.pid), signal, process.ppid in pids)
         for process in _in_tree_order(facts)
     )
 
@@ -306,7 +299,7 @@ def explain_process(
         slice=owner.slice,
         session=owner.session,
         container=read_container(path),
-        role=role_of(facts.id.pid, details) if details else None,
+        role=details.role_of(facts.id.pid) if details else None,
         role_reason=None if details else not_asked or "no unit of the asked manager has it",
         managed=managed,
         managed_reason=reason,

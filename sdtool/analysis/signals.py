@@ -19,6 +19,8 @@ def predict(process: ProcessFacts, signal: str) -> tuple[Disposition, str]:
         return Disposition.UNKNOWN, "its signal masks could not be read"
     if signal == "SIGKILL":
         return Disposition.DIES, "SIGKILL cannot be handled"
+    if process.frozen:
+        return Disposition.UNKNOWN, f"its cgroup is frozen: {signal} waits until it is thawed"
     return _predict_from_masks(process.masks, process.state, signal)
 
 

@@ -64,6 +64,7 @@ def build(record: StopRecord) -> StopReport:
         verdict=verdict,
         verdict_reason=reason,
         processes=fates,
+        commands=record.commands,
         killed=killed,
         also_stopped=record.also_stopped,
         reactivated_by=record.reactivated_by,

@@ -18,13 +18,12 @@ from sdtool.cli.views import show_reports
 from sdtool.errors import Interrupted, InvalidArgument
 from sdtool.model.answer import Answer
 from sdtool.model.names import is_glob
-from sdtool.model.stop import Event, EventKind, StopReport, Verdict
+from sdtool.model.stop import OBSERVERS, Event, EventKind, StopOptions, StopReport, Verdict
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-    from sdtool.host import StopOptions
     from sdtool.host.eventlog import OnEvents
 
 
@@ -57,8 +56,6 @@ def stop_command(
     Exits 1 unless all of them stopped cleanly: when something was SIGKILLed, failed or stayed
     behind.
     """
-    from sdtool.host import StopOptions
-
     invocation = ctx.ensure_object(Invocation)
     if deadline is not None and not deadline > 0:
         raise InvalidArgument(f"A deadline of {deadline:g} s has passed already.")
@@ -78,8 +75,6 @@ def stop_command(
 def _parse_observers(text: str | None) -> frozenset[str] | None:
     if text is None:
         return None
-    from sdtool.host.observers import OBSERVERS
-
     wanted = frozenset(part for part in text.split(",") if part) - {"none"}
     unknown = wanted - frozenset(OBSERVERS)
     if unknown:

@@ -5,7 +5,8 @@ methods live in modules by verb: ``units`` (list, trace, pid), ``census`` (list 
 ``ports`` (port, ports), ``binding`` (port --bind), ``stopping`` (stop), ``facilities`` (doctor).
 A stop stands on ``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``,
 ``observers`` and ``eventlog``, and ``contact`` (the manager, lost and found). All share a
-``session``; ``asking`` keeps several answers in order.
+``session``; ``asking`` keeps several answers in order. What a verb needs is imported when it is
+asked for: start-up time is a feature.
 
     async with Host() as host:
         for report in (await host.stop(["nginx"])).data:
@@ -14,27 +15,27 @@ A stop stands on ``requesting`` (its job), ``stopwatch`` (one unit) with ``told`
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from sdtool.host.asking import ask_each, resolve, split
-from sdtool.host.census import list_all_managers
-from sdtool.host.eventlog import OnEvents
-from sdtool.host.ports import own_listeners, own_listeners_of, own_ports
-from sdtool.host.requesting import Asking
-from sdtool.host.session import Session
-from sdtool.host.stopping import StopOptions, stop_units
-from sdtool.host.units import explain_pid, list_units, trace_unit
-from sdtool.model.answer import Answer
-from sdtool.model.binding import BindAnswer, BindSpec
-from sdtool.model.facility import Facility
-from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec
-from sdtool.model.process import ProcessOwner
 from sdtool.model.scope import Scope
-from sdtool.model.stop import StopReport
-from sdtool.model.unit import ListedUnit, ListFilter, Trace, UnitDetails
+from sdtool.model.stop import StopOptions
+from sdtool.model.unit import ListFilter
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sdtool.host.eventlog import OnEvents
+    from sdtool.host.requesting import Asking
+    from sdtool.model.answer import Answer
+    from sdtool.model.binding import BindAnswer, BindSpec
+    from sdtool.model.facility import Facility
+    from sdtool.model.ports import ListeningSocket, PortOwnership, PortSpec
+    from sdtool.model.process import ProcessOwner
+    from sdtool.model.stop import StopReport
+    from sdtool.model.unit import ListedUnit, Trace, UnitDetails
 
 __all__ = ["Host", "ListFilter", "Scope", "StopOptions"]
 
@@ -50,6 +51,8 @@ class Host:
     """
 
     def __init__(self, scope: Scope = Scope.SYSTEM) -> None:
+        from sdtool.host.session import Session
+
         self._session = Session(scope)
 
     async def __aenter__(self) -> Host:
@@ -80,6 +83,8 @@ class Host:
             NoSuchUnit: No loaded unit matches the patterns.
             Unavailable: The manager cannot be reached.
         """
+        from sdtool.host.units import list_units
+
         return await list_units(self._session, patterns, filters or ListFilter())
 
     async def list_all_managers(
@@ -101,10 +106,15 @@ class Host:
             NoSuchUnit: No loaded unit of any manager matches the patterns.
             Unavailable: The system's manager cannot be reached.
         """
+        from sdtool.host.census import list_all_managers
+
         return await list_all_managers(self._session, patterns, filters or ListFilter())
 
     async def trace(self, units: Sequence[str]) -> Answer[Trace]:
         """Units with their processes and sockets; names and globs as systemctl takes them."""
+        from sdtool.host.asking import ask_each, resolve
+        from sdtool.host.units import trace_unit
+
         names = await resolve(self._session, units)
         return await ask_each(names, lambda name: trace_unit(self._session, name))
 
@@ -118,11 +128,14 @@ class Host:
                 who else has a descriptor of it keeps the port too. And for what is merely bound
                 where somebody listens. It costs 50 us a process.
         """
+        from sdtool.host.ports import own_ports
+
         return await own_ports(self._session, specs, all_holders=all_holders)
 
     async def bindable(self, specs: Sequence[BindSpec]) -> Answer[BindAnswer]:
         """Whether we could bind each, and listen, now and in our own network namespace."""
-        from sdtool.host.binding import try_bind  # a start-up cost that only --bind has to pay
+        from sdtool.host.asking import ask_each
+        from sdtool.host.binding import try_bind
 
         return await ask_each(specs, lambda spec: try_bind(self._session, spec))
 
@@ -136,6 +149,10 @@ class Host:
         Args:
             unix: AF_UNIX sockets instead of those with a port.
         """
+        from sdtool.host.asking import ask_each, resolve
+        from sdtool.host.ports import own_listeners, own_listeners_of
+        from sdtool.model.answer import Answer
+
         if not units:
             return await own_listeners(self._session, unix=unix)
         names = await resolve(self._session, units)
@@ -151,10 +168,15 @@ class Host:
 
     async def pid(self, pids: Sequence[int]) -> Answer[ProcessOwner]:
         """Who manages each process."""
+        from sdtool.host.asking import ask_each
+        from sdtool.host.units import explain_pid
+
         return await ask_each(pids, lambda pid: explain_pid(self._session, pid))
 
     async def resolve(self, units: Sequence[str]) -> Answer[str]:
         """The names that arguments stand for: globs expanded, ``.service`` implied."""
+        from sdtool.host.asking import resolve, split
+
         return split(await resolve(self._session, units))
 
     async def complete(self, prefix: str) -> tuple[str, ...]:
@@ -196,19 +218,30 @@ class Host:
             AccessDenied: We may not ask what a glob stands for, or have the manager's signals.
             Unavailable: The manager does not answer to those, before any stop is asked for.
         """
-        names = await resolve(self._session, units)
-        return await stop_units(
-            self._session,
-            names,
-            options or StopOptions(),
-            on_events or (lambda _: None),
-            on_request or (lambda _: None),
-            asking or (lambda _: nullcontext()),
-            interrupt or asyncio.Event(),
-        )
+        from sdtool.host.record import KernelRecord
+
+        options = options or StopOptions()
+        # The kernel takes its time to begin, and we have enough to do meanwhile.
+        with KernelRecord(options.observers) as record:
+            record.open()
+            import asyncio
+
+            from sdtool.host.asking import resolve
+            from sdtool.host.stopping import stop_units
+
+            return await stop_units(
+                self._session,
+                await resolve(self._session, units),
+                options,
+                on_events or (lambda _: None),
+                on_request or (lambda _: None),
+                asking or (lambda _: nullcontext()),
+                interrupt or asyncio.Event(),
+                record,
+            )
 
     async def doctor(self) -> tuple[Facility, ...]:
         """What can be seen here, and why not; never raises for what is missing."""
-        from sdtool.host.facilities import read_facilities  # its probes are for doctor alone
+        from sdtool.host.facilities import read_facilities
 
         return await read_facilities(self._session)

@@ -1,8 +1,9 @@
 """When each process of a unit ended, and how, where several sources tell of it.
 
-The kernel's record has the moment; the wait status comes with it, from the process connector, or
-from a pidfd once the process is reaped. One event is made of that, when both are known or have
-been waited for long enough; a status that comes later has an event of its own.
+The kernel's record has the moment; the wait status comes with it, from the process connector,
+from a pidfd once the process is reaped, or from the manager for its own children. One event is
+made of that, when both are known or have been waited for long enough; a status that comes later
+has an event of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.model.kernel import TaskEnded
-from sdtool.model.stop import Event, EventKind, ExitStatus
+from sdtool.model.stop import Event, EventKind, EventSource, ExitStatus
 from sdtool.sources.pidfds import REAP_WAIT_US
 
 RECORD_WAIT_US = 20_000
-"""How long the end that a pidfd tells is kept back for the moment that the record has of it."""
+"""How long what others tell is kept back for the moment that the record has of it."""
 
 NOT_TOLD = "its wait status was not told"
 
@@ -28,15 +29,17 @@ class _End:
     """What is known of the end of one process.
 
     Attributes:
-        told: By the record; None while only a pidfd has told it.
+        heard_us: When it was first heard of.
+        told: By the kernel's record.
         seen: By a pidfd.
-        heard_us: When the first of them was heard.
+        waited: By the manager, which was told by wait(2): when it was.
         is_open: The event of it is still to be made.
     """
 
     heard_us: int
     told: TaskEnded | None = None
     seen: Event | None = None
+    waited: int | None = None
     status: ExitStatus | None = None
     is_open: bool = True
 
@@ -45,14 +48,16 @@ class Ends:
     """The ends of the processes of one unit.
 
     Attributes:
-        has_record: The kernel's record tells of ends; without it pidfds alone do.
+        has_record: The kernel's record tells of ends, and has the best word on when they were.
+        has_pidfds: They are watched by pidfds.
     """
 
-    def __init__(self, log: EventLog, members: Members) -> None:
+    def __init__(self, log: EventLog, members: Members, *, has_pidfds: bool = True) -> None:
         self._log = log
         self._members = members
         self._ends: dict[int, _End] = {}
         self.has_record = False
+        self.has_pidfds = has_pidfds
 
     @property
     def is_settled(self) -> bool:
@@ -67,54 +72,72 @@ class Ends:
 
     def take_told(self, event: TaskEnded) -> None:
         """Take what the record says: the end, or only its status."""
-        end = self._ends.setdefault(event.pid, _End(now_us()))
-        if end.told is None:
-            end.told = event
-        self._note_status(event.pid, end, event.status, event)
+        end = self._find(event.pid)
+        end.told = end.told or event
+        self._note_status(event.pid, end, event.status, event.source)
 
     def take_seen(self, events: Iterable[Event]) -> None:
         """Take what pidfds say, as events."""
         for event in events:
-            if not self.has_record or event.pid is None:
-                self._log.add(event)
+            if event.pid is None:
                 continue
-            end = self._ends.setdefault(event.pid, _End(now_us()))
+            end = self._find(event.pid)
             end.seen = end.seen or event
-            self._note_status(event.pid, end, event.exit, event)
+            self._note_status(event.pid, end, event.exit, event.source)
+        self.settle()
+
+    def take_waited(self, pid: int, at_us: int, status: ExitStatus) -> None:
+        """Take what the manager says of a process that it has waited for."""
+        end = self._find(pid)
+        end.waited = end.waited or at_us
+        self._note_status(pid, end, status, EventSource.DBUS)
+        self.settle()
+
+    def _find(self, pid: int) -> _End:
+        return self._ends.setdefault(pid, _End(now_us()))
 
     def _note_status(
-        self, pid: int, end: _End, status: ExitStatus | None, teller: Event | TaskEnded
+        self, pid: int, end: _End, status: ExitStatus | None, source: EventSource
     ) -> None:
         """Keep the first status; one that the event of the end lacked has an event of its own."""
         if status is None or end.status is not None:
             return
         end.status = status
         if not end.is_open:
-            self._log.note(EventKind.PROCESS_REAPED, teller.source, **self._who(pid), exit=status)
+            at_us = end.waited if source is EventSource.DBUS else None
+            who = self._who(pid)
+            self._log.note(EventKind.PROCESS_REAPED, source, at_us=at_us, **who, exit=status)
 
     def settle(self) -> None:
         """Make the events of which all is known, or that have waited long enough."""
         now = now_us()
         for pid, end in self._ends.items():
-            if end.is_open and _is_ready(end, now):
+            if end.is_open and now - end.heard_us > self._patience_us(end):
                 self._close(pid, end)
+
+    def _patience_us(self, end: _End) -> int:
+        """How long to wait for what a better teller may still say; less than 0 for not at all."""
+        if end.told is not None:
+            return REAP_WAIT_US if end.status is None else -1
+        if self.has_record:
+            return RECORD_WAIT_US
+        return REAP_WAIT_US if end.seen is None and self.has_pidfds else -1
 
     def _close(self, pid: int, end: _End) -> None:
         end.is_open = False
-        if end.told is None:
-            assert end.seen is not None, "one of the two has made it"
-            self._log.add(replace(end.seen, **self._who(pid)))
+        who = self._who(pid)
+        if end.told is not None:
+            source, at_us = end.told.source, end.told.at_us
+        elif end.seen is not None:
+            self._log.add(replace(end.seen, **who, exit=end.status))
             return
+        else:
+            source, at_us = EventSource.DBUS, end.waited or end.heard_us
         why = None
         if end.status is None:
             why = end.seen.text if end.seen is not None else NOT_TOLD
         self._log.note(
-            EventKind.PROCESS_EXIT,
-            end.told.source,
-            at_us=end.told.at_us,
-            **self._who(pid),
-            exit=end.status,
-            text=why,
+            EventKind.PROCESS_EXIT, source, at_us=at_us, **who, exit=end.status, text=why
         )
 
     def _who(self, pid: int) -> dict[str, Any]:
@@ -122,9 +145,3 @@ class Ends:
         if process is None:
             return {"pid": pid}
         return {"pid": pid, "comm": process.comm, "role": process.role}
-
-
-def _is_ready(end: _End, now: int) -> bool:
-    if end.told is None:
-        return now - end.heard_us > RECORD_WAIT_US
-    return end.status is not None or now - end.heard_us > REAP_WAIT_US

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from sdtool.errors import SdtoolError
+from sdtool.host.record import tier_of
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
 from sdtool.model.names import POLKIT, POLKIT_NAME
 from sdtool.model.scope import Scope
+from sdtool.model.stop import Tier
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
+from sdtool.sources.procevents import probe_procevents
 from sdtool.sources.reach import probe_bus, probe_name
 from sdtool.sources.tracepoints import probe_trace
+
+TIERS: Mapping[Tier, str] = {
+    Tier.A: "every signal with its sender, every birth and end",
+    Tier.B: "every birth and end with its wait status; signals are inferred",
+    Tier.C: "ends with their wait status; signals are inferred",
+    Tier.D: "ends; the wait status of main and control processes only; signals are inferred",
+}
+"""What is observed of a stop in each."""
 
 Finding = tuple[bool, str]
 """Whether a facility is available, and what was found, or why it is not."""
@@ -60,8 +71,14 @@ KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
     (
         "tracefs",
         lambda _: probe_trace(),
-        "the kernel's own record of signals (not used yet)",
-        "signals sent are inferred",
+        "the kernel's own record of a stop: signals with their sender, births, ends",
+        "signals of a stop are inferred, with the bounds of their time",
+    ),
+    (
+        "procevents",
+        lambda _: probe_procevents(),
+        "births and ends during a stop, with the wait status of the shortest process too",
+        "without tracefs, what is born and ends within milliseconds can go unseen",
     ),
     (
         "journal",
@@ -75,14 +92,27 @@ KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
 
 async def read_facilities(session: Session) -> tuple[Facility, ...]:
     """Every facility with the truth about it; the manager and its bus first."""
+    kernel = tuple(
+        _facility(name, _find(partial(probe, session)), gives, costs)
+        for name, probe, gives, costs in KERNEL
+    )
     return (
         *await _probe_manager(session),
         await _probe_authorization(session),
-        *(
-            _facility(name, _find(partial(probe, session)), gives, costs)
-            for name, probe, gives, costs in KERNEL
-        ),
+        *kernel,
+        _tell_tier({facility.facility for facility in kernel if facility.available}),
     )
+
+
+def _tell_tier(available: Collection[str]) -> Facility:
+    """How much of a stop can be observed here, by what is available."""
+    tier = tier_of(
+        sees_signals="tracefs" in available,
+        sees_births="procevents" in available,
+        sees_status="pidfd" in available,
+    )
+    gives = "how much of a stop is observed, from the kernel's own record (A) to D-Bus (D)"
+    return _facility("tier", (True, f"{tier}: {TIERS[tier]}"), gives, "")
 
 
 def _find(probe: Callable[[], Finding]) -> Finding:

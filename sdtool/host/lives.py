@@ -73,9 +73,7 @@ class Lives:
             self._close_port(event)
 
     def _on_exec(self, event: TaskExecuted) -> None:
-        comm = _comm_of(event)
-        if comm is not None:
-            self._members.rename(event.pid, comm)
+        self._members.rename(event.pid, _comm_of(event), event.path)
         self._note(EventKind.PROCESS_EXEC, event, text=event.path)
 
     def _on_signal(self, event: SignalGenerated) -> None:

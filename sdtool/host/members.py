@@ -11,16 +11,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdtool.analysis import membership
 from sdtool.analysis.signals import predict
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.model.kernel import TaskBorn, TaskMoved
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
-from sdtool.model.stop import EventKind, EventSource, Evidence, WatchedProcess
+from sdtool.model.stop import (
+    EventKind,
+    EventSource,
+    Evidence,
+    StopCommand,
+    WatchedProcess,
+)
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups, processes
 from sdtool.sources.cgroups import CgroupMount
 from sdtool.sources.pidfds import PidfdObserver, make_room_for_descriptors
+
+BORN_LATE = Disposition.UNKNOWN, "it was born during the stop"
 
 ADOPT_WAIT_US = 20_000
 """How long a process that a walk has found is kept back for the moment of its birth."""
@@ -58,6 +65,9 @@ class Members:
         self._control_pid = details.control_pid
         self._unwatched: set[ProcessId] = set()
         self._untold: dict[ProcessId, int] = {}
+        self._told_control: set[int] = set()
+        self._programs: dict[int, str] = {}
+        self._frozen: frozenset[str] = frozenset()
         self._closed = False
         self._walked_us = now_us()
         self.adopt: Adopt | None = None
@@ -81,6 +91,9 @@ class Members:
 
     def take_stock(self) -> None:
         """See what is there before the stop, until two walks agree."""
+        if self._group is not None:
+            groups = cgroups.read_tree(self._mount, self._group).members
+            self._frozen = cgroups.read_frozen(self._mount, groups)
         while self._walk(born_now=False):
             pass
 
@@ -122,6 +135,7 @@ class Members:
         if not watched:
             self._unwatched.add(facts.id)
         born_now = seen_us is not None
+        disposition, reason = BORN_LATE if born_now else self._predict(facts)
         self._know(
             facts.id,
             WatchedProcess(
@@ -129,7 +143,8 @@ class Members:
                 start_ticks=facts.id.start_ticks,
                 comm=facts.comm,
                 role=role,
-                disposition=Disposition.UNKNOWN if born_now else self._predict(facts),
+                disposition=disposition,
+                disposition_reason=reason,
                 seen_us=seen_us,
             ),
         )
@@ -164,12 +179,13 @@ class Members:
                 del self._untold[identity]
                 self._note_birth(identity, EventSource.CGROUP)
 
-    def _predict(self, facts: ProcessFacts) -> Disposition:
+    def _predict(self, facts: ProcessFacts) -> tuple[Disposition, str]:
         policy = self._details.policy
         if policy is None:
-            return Disposition.UNKNOWN
-        masked = replace(facts, masks=processes.read_masks(facts.id.pid, facts.state))
-        return predict(masked, policy.kill_signal)[0]
+            return Disposition.UNKNOWN, "its unit has no stop signal"
+        masks = processes.read_masks(facts.id.pid, facts.state)
+        frozen = facts.control_group in self._frozen
+        return predict(replace(facts, masks=masks, frozen=frozen), policy.kill_signal)
 
     def _miss(self, pids: frozenset[int], last_us: int) -> None:
         """Note the end of those that nobody watches: it lies between two walks."""
@@ -219,7 +235,8 @@ class Members:
             start_ticks=identity.start_ticks,
             comm=comm,
             role=role,
-            disposition=Disposition.UNKNOWN,
+            disposition=BORN_LATE[0],
+            disposition_reason=BORN_LATE[1],
             seen_us=event.at_us,
         )
         self._know(identity, process)
@@ -238,10 +255,12 @@ class Members:
         if facts is not None and not self._is_known(facts.id) and not self._closed:
             self._meet(facts, event.at_us)
 
-    def rename(self, pid: int, comm: str) -> None:
+    def rename(self, pid: int, comm: str | None, path: str | None) -> None:
         """It runs another program."""
+        if path is not None:
+            self._programs[pid] = path
         identity = self._by_pid.get(pid)
-        if identity is not None:
+        if identity is not None and comm is not None:
             self._known[identity] = replace(self._known[identity], comm=comm)
 
     def ignores(self, pid: int, signal: str) -> bool:
@@ -263,7 +282,7 @@ class Members:
     def _role_of(self, pid: int) -> Role:
         if pid == self._control_pid:
             return Role.CONTROL
-        return membership.role_of(pid, self._details)
+        return self._details.role_of(pid)
 
     def follow_control(self, pid: int | None, at_us: int) -> None:
         """Take the manager's word on which process runs a command of ExecStop= or the like."""
@@ -282,11 +301,48 @@ class Members:
             self._known[identity] = replace(process, role=Role.CONTROL)
             if self._pidfds is not None:
                 self._pidfds.note_role(identity, Role.CONTROL)
-        self._note_control(EventKind.CONTROL_START, pid, at_us)
+        self._note_control(EventKind.CONTROL_START, pid, at_us, self._programs.get(pid))
 
-    def _note_control(self, kind: EventKind, pid: int, at_us: int) -> None:
-        comm = self.name_of(pid)
-        self._log.note(kind, EventSource.DBUS, at_us=at_us, pid=pid, comm=comm, role=Role.CONTROL)
+    def meet_command(self, command: StopCommand) -> None:
+        """Take the manager's word on a command that ran, which may have been too short to see."""
+        pid, started_us = command.pid, command.started_us
+        if pid is None or started_us is None:
+            return
+        if self.adopt is not None and pid not in self._by_pid:
+            self.adopt(pid, ())
+        if pid not in self._by_pid:
+            self._know_command(pid, started_us, command)
+        if pid not in self._told_control:
+            path = self._programs.get(pid, command.argv[0] if command.argv else None)
+            self._note_control(EventKind.CONTROL_START, pid, started_us, path)
+
+    def _know_command(self, pid: int, started_us: int, command: StopCommand) -> None:
+        identity = ProcessId(pid=pid, start_ticks=_ticks_at(started_us))
+        path = command.argv[0] if command.argv else "?"
+        process = WatchedProcess(
+            pid=pid,
+            start_ticks=identity.start_ticks,
+            comm=path.rpartition("/")[2],
+            role=Role.CONTROL,
+            disposition=BORN_LATE[0],
+            disposition_reason=BORN_LATE[1],
+            seen_us=started_us,
+        )
+        self._know(identity, process)
+
+    def _note_control(
+        self, kind: EventKind, pid: int, at_us: int, path: str | None = None
+    ) -> None:
+        self._told_control.add(pid)
+        self._log.note(
+            kind,
+            EventSource.DBUS,
+            at_us=at_us,
+            pid=pid,
+            comm=self.name_of(pid),
+            role=Role.CONTROL,
+            text=path,
+        )
 
     # Who is there ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sdtool.host.record import explain_switch
 from sdtool.host.session import Session
 from sdtool.model.sockets import SocketFacts
 from sdtool.model.stop import Event, ObserverState
@@ -15,17 +16,6 @@ from sdtool.sources.cgroups import CgroupObserver
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockevents import SocketObserver
-
-OBSERVERS = ("tracefs", "procevents", "pidfd", "pidfd-info", "cgroup", "sockets", "journal")
-"""What a stop can be watched with, by the names that ``--observers`` switches off.
-
-Without pidfd-info a pidfd tells when a process ended, but not how: as before Linux 6.15.
-"""
-
-
-def explain_switch(name: str, wanted: frozenset[str] | None) -> str | None:
-    """Why an observer is not used, where somebody has switched it off; None where it is."""
-    return None if wanted is None or name in wanted else "switched off by --observers"
 
 
 class Observer(Protocol):

@@ -1,12 +1,12 @@
 """The kernel's own record while units stop: one trace, one process connector, for all of them.
 
 What they tell is of the whole machine: it is put in order, and each unit gets what is about its
-processes.
+processes. It has times of its own, so it is read a few times in a blink and not for each event:
+a storm of them elsewhere on the machine costs no more than its reading.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
@@ -14,7 +14,6 @@ from typing import Protocol
 
 from sdtool.analysis.lineage import Lineage, Routed
 from sdtool.host.eventlog import now_us
-from sdtool.host.observers import explain_switch
 from sdtool.model.kernel import KernelEvent
 from sdtool.model.stop import EventSource, ObserverState, Tier
 from sdtool.sources import cgroups, libc, procevents, tracepoints
@@ -25,15 +24,26 @@ from sdtool.sources.tracepoints import KernelTrace
 LOSS = "{lost} events of {source} were lost: signals, births and ends may be missing"
 
 
+def explain_switch(name: str, wanted: frozenset[str] | None) -> str | None:
+    """Why an observer is not used, where somebody has switched it off; None where it is."""
+    return None if wanted is None or name in wanted else "switched off by --observers"
+
+
+def tier_of(*, sees_signals: bool, sees_births: bool, sees_status: bool) -> Tier:
+    """How much of a stop can be seen, by what works: the best that does."""
+    if sees_signals:
+        return Tier.A
+    if sees_births:
+        return Tier.B
+    return Tier.C if sees_status else Tier.D
+
+
 class Recorder(Protocol):
     """What records for the whole machine."""
 
     @property
     def lost(self) -> int:
         """How many events were lost so far."""
-
-    def fileno(self) -> int:
-        """Readable when there are events."""
 
     def read(self) -> list[KernelEvent]:
         """The events since the last call."""
@@ -57,11 +67,13 @@ class KernelRecord:
 
     Args:
         wanted: Names of ``OBSERVERS`` to use; None for all.
-        manager: The process of the manager; None when that is not known.
+
+    Attributes:
+        manager: The process of the manager; None while that is not known.
     """
 
-    def __init__(self, wanted: frozenset[str] | None, manager: int | None) -> None:
-        self.manager = manager
+    def __init__(self, wanted: frozenset[str] | None) -> None:
+        self.manager: int | None = None
         self._wanted = wanted
         self._recorders: dict[EventSource, Recorder] = {}
         self._reasons: dict[EventSource, str] = {}
@@ -71,6 +83,12 @@ class KernelRecord:
         self._units: Mapping[str, Unit] = {}
         self._pumped_us = now_us()
         self._opening: threading.Thread | None = None
+
+    def __enter__(self) -> KernelRecord:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self) -> None:
         """Begin to make the sources ready, beside whatever else there is to do."""
@@ -100,26 +118,42 @@ class KernelRecord:
             self._lost[source] = 0
         except OSError as error:
             self._reasons[source] = explain(error)
+        except ValueError as error:
+            self._reasons[source] = f"this kernel speaks of it in another way: {error}"
 
     def attach(
-        self, units: Mapping[str, Unit], groups: Mapping[str, str], signals: Iterable[str]
+        self,
+        units: Mapping[str, Unit],
+        groups: Mapping[str, str],
+        signals: Iterable[str],
+        manager: int | None,
     ) -> None:
         """Have it ready: from now on each unit is told of its processes.
 
         Args:
             groups: The units by their cgroups.
             signals: Those that may end the units, by name.
+            manager: The process of the manager; None when that is not known.
         """
+        self.manager = manager
         if self._opening is not None:
             self._opening.join()
         self._units = units
         trace = self._recorders.get(EventSource.TRACEFS)
         if isinstance(trace, KernelTrace):
-            with contextlib.suppress(OSError):
-                trace.record_signals(signals)
+            self._widen(trace, signals)
         if self._recorders:
             managers = () if self.manager is None else (self.manager,)
             self._lineage = Lineage(next(iter(self._recorders)), managers, groups)
+
+    def _widen(self, trace: KernelTrace, signals: Iterable[str]) -> None:
+        """Have the trace record these signals too; one that does not says too little."""
+        try:
+            trace.record_signals(signals)
+        except OSError as error:
+            trace.close()
+            del self._recorders[EventSource.TRACEFS]
+            self._reasons[EventSource.TRACEFS] = explain_refusal(error)
 
     def tier(self, *, tell_status: bool) -> Tier:
         """How much of a stop can be seen.
@@ -127,30 +161,29 @@ class KernelRecord:
         Args:
             tell_status: Somebody else tells how processes end.
         """
-        if EventSource.TRACEFS in self._recorders:
-            return Tier.A
-        if EventSource.PROCEVENTS in self._recorders:
-            return Tier.B
-        return Tier.C if tell_status else Tier.D
+        return tier_of(
+            sees_signals=EventSource.TRACEFS in self._recorders,
+            sees_births=EventSource.PROCEVENTS in self._recorders,
+            sees_status=tell_status,
+        )
 
     @property
     def sources(self) -> frozenset[EventSource]:
         """Those that work."""
         return frozenset(self._recorders)
 
-    def filenos(self) -> list[int]:
-        """Their descriptors."""
-        return [recorder.fileno() for recorder in self._recorders.values()]
-
     def adopt(self, unit: str, pid: int, tasks: Iterable[int]) -> None:
         """A process was found in a unit: from now on the unit is told of it."""
         if self._lineage is not None:
             self._hand_out(self._lineage.adopt(unit, pid, tuple(tasks), now_us()))
 
-    def pump(self) -> None:
-        """Read what there is, and hand out what nothing earlier can come before any more."""
-        if self._lineage is None:
+    def pump(self, until_us: int) -> None:
+        """Hand out what happened until then, unless that was done; and what has come since."""
+        if self._lineage is None or self._pumped_us >= until_us:
             return
+        self._read(self._lineage)
+
+    def _read(self, lineage: Lineage) -> None:
         # What happened until now is in the buffers by now, whatever processor it happened on.
         until_us = now_us()
         for source, recorder in self._recorders.items():
@@ -163,8 +196,8 @@ class KernelRecord:
         self._waiting = self._waiting[len(ready) :]
         self._pumped_us = until_us
         for event in ready:
-            self._hand_out(self._lineage.feed(event))
-        self._find_strays(self._lineage)
+            self._hand_out(lineage.feed(event))
+        self._find_strays(lineage)
 
     def _hand_out(self, routed: Iterable[Routed]) -> None:
         for name, event in routed:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from sdtool.analysis import phases, protection, timeline
@@ -28,7 +27,7 @@ from sdtool.host.stopwatch import StopWatch
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ManagerGap
 from sdtool.model.scope import Scope
-from sdtool.model.stop import INFINITY, StopReport
+from sdtool.model.stop import INFINITY, StopOptions, StopReport
 from sdtool.model.unit import UnitDetails
 from sdtool.sources import cgroups
 from sdtool.sources.reach import read_manager_pid
@@ -41,24 +40,6 @@ FAREWELL_S = 1.0
 """How long an interrupt is put off at most, for the reports of the units whose jobs are over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopOptions:
-    """How to stop.
-
-    Attributes:
-        deadline_s: Seconds after which the watch is given up; None waits as long as systemd may
-            take by its own limits, which can be for ever.
-        force: Stop critical units too.
-        interactive: Let polkit ask a person, where its rules want that.
-        observers: Names of the observers to use; None for all (see ``observers.OBSERVERS``).
-    """
-
-    deadline_s: float | None = None
-    force: bool = False
-    interactive: bool = False
-    observers: frozenset[str] | None = None
-
-
 async def stop_units(
     session: Session,
     names: Sequence[str | SdtoolError],
@@ -67,10 +48,14 @@ async def stop_units(
     on_request: Callable[[str], None],
     asking: Asking,
     interrupt: asyncio.Event,
+    record: KernelRecord,
 ) -> Answer[StopReport]:
-    """Stop the units and report on each in the order asked; a refusal is an error."""
+    """Stop the units and report on each in the order asked; a refusal is an error.
+
+    Args:
+        record: The kernel's own, opened already.
+    """
     entries: dict[str, StopWatch | SdtoolError] = {}
-    record = KernelRecord(options.observers, read_manager_pid(session.scope))
     try:
         for number, name in enumerate(names):
             entry = await _prepare(session, name, options, record)
@@ -86,7 +71,6 @@ async def stop_units(
         await _watch(session, watches, record, clock, on_events, on_request, asking)
         return split([_outcome(entry) for entry in entries.values()])
     finally:
-        record.close()
         for watch in _with_along(_watches(entries.values())):
             watch.close()
 
@@ -115,7 +99,6 @@ async def _prepare(
         if not details.can_stop:
             sentence = f"{details.unit.name} cannot be stopped (CanStop=no)."
             raise NotApplicable(sentence, subject=name)
-        record.open()
         make = partial(StopWatch, session, manager, wanted=options.observers, record=record)
         return make(details, [make(other, ()) for other in along])
     except SdtoolError as error:
@@ -162,7 +145,7 @@ async def _watch(
         signals = await manager.subscribe()
         for watch in everyone:
             await watch.hold()
-        _attach(record, everyone)
+        _attach(record, everyone, session.scope)
         for watch in everyone:
             watch.arm()
         keeper = contact.Contact(manager, signals, everyone, clock.on_policy)
@@ -178,11 +161,12 @@ async def _watch(
     _hand_on(everyone, now_us(), on_events)
 
 
-def _attach(record: KernelRecord, watches: Sequence[StopWatch]) -> None:
+def _attach(record: KernelRecord, watches: Sequence[StopWatch], scope: Scope) -> None:
     """Have the kernel's record tell each watch of its processes."""
     groups = {watch.control_group: watch.name for watch in watches if watch.control_group}
     signals = frozenset[str]().union(*(watch.signals for watch in watches))
-    record.attach({watch.name: watch for watch in watches}, groups, signals)
+    by_name = {watch.name: watch for watch in watches}
+    record.attach(by_name, groups, signals, read_manager_pid(scope))
 
 
 def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -> None:
@@ -390,29 +374,25 @@ async def _pumping(
 ) -> AsyncIterator[None]:
     """Carry signals, observers' events and the passing of time to the watches."""
 
-    def end_all(error: BaseException) -> None:
-        for watch in watches:
-            watch.crash(error)
-
-    def on_done(task: asyncio.Task[None]) -> None:
+    def end_all(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            end_all(error)
+            for watch in watches:
+                watch.crash(error)
 
     loop = asyncio.get_running_loop()
-    readers = [(fd, partial(_read, watch)) for watch in watches for fd in watch.filenos()]
-    readers += [(fd, partial(_pump, record, end_all)) for fd in record.filenos()]
+    files = [(fd, watch) for watch in watches for fd in watch.filenos()]
     tasks = [
         asyncio.create_task(keeper.keep()),
-        asyncio.create_task(_carry_time(watches, on_events)),
+        asyncio.create_task(_carry_time(watches, record, on_events)),
     ]
     for task in tasks:
-        task.add_done_callback(on_done)
-    for fd, read in readers:
-        loop.add_reader(fd, read)
+        task.add_done_callback(end_all)
+    for fd, watch in files:
+        loop.add_reader(fd, _read, watch)
     try:
         yield
     finally:
-        for fd, _ in readers:
+        for fd, _ in files:
             loop.remove_reader(fd)
         for task in tasks:
             task.cancel()
@@ -427,16 +407,12 @@ def _read(watch: StopWatch) -> None:
         watch.crash(error)
 
 
-def _pump(record: KernelRecord, end_all: Callable[[BaseException], None]) -> None:
-    try:
-        record.pump()
-    except Exception as error:
-        end_all(error)
-
-
-async def _carry_time(watches: Sequence[StopWatch], on_events: OnEvents) -> None:
-    """The tick: new processes, and events whose hold-back is over."""
+async def _carry_time(
+    watches: Sequence[StopWatch], record: KernelRecord, on_events: OnEvents
+) -> None:
+    """The tick: the kernel's record, new processes, and events whose hold-back is over."""
     while True:
+        record.pump(now_us())
         for watch in watches:
             watch.on_tick()
         _hand_on(watches, now_us() - HOLD_BACK_US, on_events)

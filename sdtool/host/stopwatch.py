@@ -34,6 +34,7 @@ from sdtool.model.stop import (
     EventSource,
     ObserverState,
     PortChange,
+    StopCommand,
     StopRecord,
     WatchedProcess,
 )
@@ -44,6 +45,9 @@ SETTLE_S = 0.25
 """How long to wait, after the job, for the last exits, reaps and destroyed sockets."""
 
 POLL_S = 0.005
+
+RECENT_US = 1_000
+"""The kernel's record is not read again so soon: of many units that end, each wants it read."""
 
 LAST_WORD_S = 3.5
 """How long the manager is asked for what only it knows of a unit whose job is over."""
@@ -112,9 +116,9 @@ class StopWatch:
         self._observers = Observers(unit.name, session, wanted)
         pidfds = self._observers.pidfds
         self._members = Members(session.mount, details, self._log, pidfds)
-        self.told = Told(details, self._log, self._members, pidfds)
+        self._ends = Ends(self._log, self._members, has_pidfds=pidfds is not None)
+        self.told = Told(details, self._log, self._members, self._ends)
         self._record = record
-        self._ends = Ends(self._log, self._members)
         self._lives = Lives(self._log, self._members, self._ends, self._close_port)
         self._crash: BaseException | None = None
         self._survivors: tuple[ProcessRef, ...] = ()
@@ -122,6 +126,7 @@ class StopWatch:
         self._last_state_read = True
         self._still_up: frozenset[str] | None = None
         self._unread: list[str] = []
+        self._commands: tuple[StopCommand, ...] = ()
         self._questions: set[asyncio.Task[Any]] = set()
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
@@ -229,7 +234,6 @@ class StopWatch:
 
     def read_observers(self) -> None:
         """Take the events of every observer."""
-        self._record.pump()
         for source, events in self._observers.read_events():
             if source is self._observers.pidfds:
                 self._ends.take_seen(events)
@@ -340,6 +344,8 @@ class StopWatch:
         await self._settle(patience)
         await self._wait_for_along(patience)
         await self._look_around(patience)
+        self._record.pump(now_us() - RECENT_US)
+        self.read_observers()
         self.told.infer_phases(now_us())
         self.finished = True
 
@@ -395,12 +401,27 @@ class StopWatch:
             await asyncio.sleep(0)
             self.told.take_last_state(state)
             self._last_state_read = True
+            if state is not None:
+                self._take_commands(state[0].stop_commands)
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:
+            self._record.pump(now_us() - RECENT_US)
             self.read_observers()
             if self._is_settled():
                 return
             await asyncio.sleep(POLL_S)
+
+    def _take_commands(self, commands: Sequence[StopCommand]) -> None:
+        """Take the manager's word on what it ran, however short that was."""
+        self._commands = tuple(
+            command
+            for command in commands
+            if command.started_us is not None and command.started_us >= self.told.requested_us
+        )
+        for command in self._commands:
+            self._members.meet_command(command)
+            if command.pid and command.ended_us and command.exit is not None:
+                self._ends.take_waited(command.pid, command.ended_us, command.exit)
 
     def _is_settled(self) -> bool:
         ports = len(self._observers.listeners)
@@ -481,6 +502,7 @@ class StopWatch:
             already_inactive=self.already_inactive,
             unread_reason="; ".join(self._unread) or None,
             last_state_read=self._last_state_read,
+            commands=self._commands,
             lost_along=tuple(w.name for w in self.along if w.told.has_job and not w.finished),
         )
 

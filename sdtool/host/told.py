@@ -12,13 +12,12 @@ from typing import Any
 from sdtool.analysis import absence, phases, timeline
 from sdtool.analysis.events import SIGNAL_LEAD_US
 from sdtool.analysis.phases import ENDED
+from sdtool.host.ends import Ends
 from sdtool.host.eventlog import HOLD_BACK_US, EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.model.manager import JobChange, MainExit, ManagerGap, UnitChange
-from sdtool.model.process import Role
 from sdtool.model.stop import Event, EventKind, EventSource, Evidence, StopPolicy
 from sdtool.model.unit import Unit, UnitDetails
-from sdtool.sources.pidfds import PidfdObserver
 
 UNTOLD_END = "the manager was out of reach when the job ended"
 
@@ -32,7 +31,7 @@ class Told:
     Args:
         details: The unit before the stop.
         members: Its processes: what the manager says of them is handed on.
-        pidfds: Watches their exits; None when that is switched off.
+        ends: Their ends: what the manager says of its main process is handed on.
 
     Attributes:
         policy: How the unit is stopped; a reload can change it.
@@ -58,13 +57,13 @@ class Told:
         details: UnitDetails,
         log: EventLog,
         members: Members,
-        pidfds: PidfdObserver | None,
+        ends: Ends,
     ) -> None:
         unit = details.unit
         self._details = details
         self._log = log
         self._members = members
-        self._pidfds = pidfds
+        self._ends = ends
         self.policy = details.policy
         self.active_state, self.sub_state = unit.active_state, unit.sub_state
         self.state_us = 0
@@ -216,21 +215,11 @@ class Told:
             self._on_state(change.changed_us or heard_us)
 
     def _on_main_exit(self, main: MainExit) -> None:
-        """The manager's word on its main process, where no pidfd tells its wait status."""
+        """The manager's word on its main process."""
         if not self.begun or main.pid != self._details.unit.main_pid:
             return
         self._main_exit = main
-        if self._pidfds is not None and self._pidfds.has_status:
-            return
-        self._log.note(
-            EventKind.PROCESS_EXIT if self._pidfds is None else EventKind.PROCESS_REAPED,
-            EventSource.DBUS,
-            at_us=main.at_us,
-            pid=main.pid,
-            comm=self._members.name_of(main.pid),
-            role=Role.MAIN,
-            exit=main.exit,
-        )
+        self._ends.take_waited(main.pid, main.at_us, main.exit)
 
     def _on_state(self, at_us: int, **bounds: Any) -> None:
         self.state_us = at_us

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sdtool.analysis import membership, ports
 from sdtool.analysis.cgroups import INIT_SCOPE, read_path
@@ -136,8 +137,10 @@ async def trace_unit(session: Session, name: str) -> Trace:
 
 def _read_members(session: Session, group: str) -> tuple[ProcessFacts, ...]:
     pids = cgroups.read_pids(session.mount, group)
-    found = (processes.read_detailed(pid) for pid in sorted(pids))
-    return tuple(process for process in found if process is not None)
+    read = (processes.read_detailed(pid) for pid in sorted(pids))
+    found = [process for process in read if process is not None]
+    frozen = cgroups.read_frozen(session.mount, (process.control_group for process in found))
+    return tuple(replace(p, frozen=p.control_group in frozen) for p in found)
 
 
 async def explain_pid(session: Session, pid: int) -> ProcessOwner:

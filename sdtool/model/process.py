@@ -74,6 +74,7 @@ class ProcessFacts:
         user: The name of the effective user, or its number when it has no name.
         masks: None for a zombie.
         netns: Inode of its network namespace, None when hidden.
+        frozen: Its cgroup is frozen: it acts on nothing but SIGKILL until it is thawed.
         unread_reason: Why what is None was not read; None when it is known to be none.
     """
 
@@ -88,6 +89,7 @@ class ProcessFacts:
     rss_bytes: int | None = None
     masks: SignalMasks | None = None
     netns: int | None = None
+    frozen: bool = False
     unread_reason: str | None = None
 
 

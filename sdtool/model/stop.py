@@ -40,6 +40,33 @@ class StopPolicy:
     exec_stop_post: int
 
 
+OBSERVERS: Final = (
+    *("tracefs", "procevents", "pidfd", "pidfd-info", "cgroup", "sockets", "journal"),
+)
+"""What a stop is watched with, beside the manager itself, by the names that switch them off.
+
+Without pidfd-info a pidfd tells when a process ended, but not how: as before Linux 6.15.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopOptions:
+    """How to stop.
+
+    Attributes:
+        deadline_s: Seconds after which the watch is given up; None waits as long as systemd may
+            take by its own limits, which can be for ever.
+        force: Stop critical units too.
+        interactive: Let polkit ask a person, where its rules want that.
+        observers: Names of ``OBSERVERS``, those to watch with; None for all.
+    """
+
+    deadline_s: float | None = None
+    force: bool = False
+    interactive: bool = False
+    observers: frozenset[str] | None = None
+
+
 class Evidence(StrEnum):
     """Whether an event was seen, or concluded from what was seen."""
 
@@ -101,6 +128,27 @@ class ExitSignal:
 
 
 ExitStatus = ExitCode | ExitSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopCommand:
+    """A command that the manager runs when a unit stops, and how its last run went.
+
+    Attributes:
+        setting: Where it stands: ExecStop, ExecStopPost, ExecStopPre.
+        argv: As the manager has it, before its specifiers and variables are put in.
+        pid: Of its last run; None when it never ran.
+        started_us: When that began.
+        ended_us: When it was over; None while it runs.
+        exit: How it ended; None while it runs.
+    """
+
+    setting: str
+    argv: tuple[str, ...]
+    pid: int | None
+    started_us: int | None
+    ended_us: int | None
+    exit: ExitStatus | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +248,7 @@ class WatchedProcess:
 
     Attributes:
         disposition: As predicted before the stop; unknown for one born during it.
+        disposition_reason: Which bits say so, or why it is not known.
         seen_us: When it was first seen; None when it was there before the stop.
     """
 
@@ -208,6 +257,7 @@ class WatchedProcess:
     comm: str
     role: Role
     disposition: Disposition
+    disposition_reason: str
     seen_us: int | None
 
 
@@ -233,6 +283,7 @@ class StopRecord:
             that it told.
         lost_along: Units on their way down along, of which nobody knows what became of them.
         manager_pid: The process of the manager; None when that is not known.
+        commands: Those that ran in this stop, as the manager tells it.
     """
 
     unit: str
@@ -262,6 +313,7 @@ class StopRecord:
     last_state_read: bool = True
     lost_along: tuple[str, ...] = ()
     manager_pid: int | None = None
+    commands: tuple[StopCommand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +321,10 @@ class ProcessFate:
     """What became of one process of the unit.
 
     Attributes:
+        disposition: What the stop signal would do to it, as predicted before the stop.
+        disposition_reason: Which bits said so, or why it was not known.
+        as_predicted: Whether the signal did that; None where nothing was predicted, the signal
+            did not come to it, or what it did could not be seen.
         signalled_us: When the stop signal was sent to it (the latest moment, when inferred).
         exit: None when it did not end, or its wait status could not be read.
         killed_by_manager: The manager's SIGKILL ended it; None when that is not known.
@@ -279,6 +335,8 @@ class ProcessFate:
     comm: str
     role: Role
     disposition: Disposition
+    disposition_reason: str
+    as_predicted: bool | None
     signalled_us: int | None
     exit_us: int | None
     exit: ExitStatus | None
@@ -297,6 +355,7 @@ class StopReport:
         job_result_reason: Why that is not known; None when it is known, or there was no job.
         result: The unit's Result= after the stop.
         result_reason: Why that is not known; None when it is known, or the type has none.
+        commands: What ran in ExecStop= and ExecStopPost=, in that order.
         killed: Pids that the manager SIGKILLed.
         verdict: The worst that is true of the unit and of those that went down along.
         also_stopped: Units that went down along, through dependencies.
@@ -322,6 +381,7 @@ class StopReport:
     verdict: Verdict
     verdict_reason: str
     processes: tuple[ProcessFate, ...]
+    commands: tuple[StopCommand, ...]
     killed: tuple[int, ...]
     also_stopped: tuple[str, ...]
     reactivated_by: tuple[str, ...]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sdtool.model.process import Process
+from sdtool.model.process import Process, Role
 from sdtool.model.scope import Scope
 from sdtool.model.sockets import Socket
-from sdtool.model.stop import StopPolicy
+from sdtool.model.stop import StopCommand, StopPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,7 @@ class UnitDetails:
         triggered_by: The .socket, .path or .timer units that start it.
         stored_descriptors: How many the manager keeps for it, in its fd store.
         stops_along: Units that a stop of this one takes down (RequiredBy, BoundBy, ConsistsOf).
+        stop_commands: What runs when it stops, in the order of the phases.
     """
 
     unit: Unit
@@ -113,6 +114,13 @@ class UnitDetails:
     triggered_by: tuple[str, ...] = ()
     stored_descriptors: int = 0
     stops_along: tuple[str, ...] = ()
+    stop_commands: tuple[StopCommand, ...] = ()
+
+    def role_of(self, pid: int) -> Role:
+        """What the manager knows a process of the unit as."""
+        if pid == self.unit.main_pid:
+            return Role.MAIN
+        return Role.CONTROL if pid == self.control_pid else Role.OTHER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
     EventKind.JOB_NEW: (),
     EventKind.JOB_DONE: ("result",),
     EventKind.STATE: ("active_state", "sub_state", "result", "limit_us", "then"),
-    EventKind.CONTROL_START: PROCESS,
+    EventKind.CONTROL_START: (*PROCESS, "text"),
     EventKind.CONTROL_EXIT: PROCESS,
     EventKind.SIGNAL_SENT: SIGNAL,
     EventKind.SIGNAL_DELIVERED: SIGNAL,

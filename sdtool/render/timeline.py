@@ -40,7 +40,8 @@ MAX_LISTED = 8
 MIXED_HINT = "KillMode=control-group would send them the stop signal first"
 
 QUIET = frozenset(
-    {EventKind.CONTROL_EXIT, EventKind.JOB_NEW, EventKind.OBSERVER, EventKind.SIGNAL_DELIVERED}
+    {EventKind.CONTROL_EXIT, EventKind.JOB_NEW, EventKind.OBSERVER}
+    | {EventKind.PROCESS_EXEC, EventKind.SIGNAL_DELIVERED}
 )
 """Kinds that a person can do without; JSON has them."""
 
@@ -76,12 +77,8 @@ def render_events(
 
 def _is_quiet(event: Event) -> bool:
     """The start of a command is told once, with what it runs for."""
-    is_control = event.role is Role.CONTROL
-    if event.kind is EventKind.PROCESS_NEW:
-        return is_control
-    if event.kind is EventKind.PROCESS_EXEC:
-        return not is_control
-    return event.kind in QUIET
+    born = event.kind is EventKind.PROCESS_NEW and event.role is Role.CONTROL
+    return born or event.kind in QUIET
 
 
 def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
@@ -105,7 +102,7 @@ def _words(group: Sequence[Event]) -> Text:
     words = {
         EventKind.JOB_NEW: "stop job queued",
         EventKind.JOB_DONE: f"job {event.result or 'over'}",
-        EventKind.CONTROL_START: f"{who} runs as control process",
+        EventKind.CONTROL_START: f"{who} runs {clean(event.text or 'as control process')}",
         EventKind.CONTROL_EXIT: f"{who} is done",
         EventKind.PROCESS_NEW: f"{who} appeared",
         EventKind.PROCESS_EXEC: f"{who} runs {clean(event.text or '?')}",

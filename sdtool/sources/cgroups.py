@@ -14,7 +14,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +171,19 @@ def exists(mount: CgroupMount, control_group: str) -> bool:
     return mount.directory(control_group).is_dir()
 
 
+def read_frozen(mount: CgroupMount, control_groups: Iterable[str | None]) -> frozenset[str]:
+    """Those of some cgroups whose processes are all frozen; one that is gone is not."""
+    return frozenset(path for path in set(control_groups) if path and _is_frozen(mount, path))
+
+
+def _is_frozen(mount: CgroupMount, control_group: str) -> bool:
+    try:
+        data = mount.directory(control_group).joinpath("cgroup.events").read_bytes()
+    except OSError:
+        return False
+    return parse_frozen(data)
+
+
 def read_process_cgroup(pid: int | str) -> str | None:
     """The path of a process's cgroup, None when it is gone or outside our cgroup namespace."""
     try:
@@ -272,3 +285,8 @@ class CgroupObserver:
 def parse_populated(data: bytes) -> bool:
     """The ``populated`` line of cgroup.events."""
     return b"populated 1" in data.splitlines()
+
+
+def parse_frozen(data: bytes) -> bool:
+    """The ``frozen`` line of cgroup.events (since Linux 5.2)."""
+    return b"frozen 1" in data.splitlines()

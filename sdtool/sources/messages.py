@@ -41,6 +41,7 @@ from sdtool.model.stop import (
     ExitSignal,
     ExitStatus,
     Limit,
+    StopCommand,
     StopPolicy,
 )
 from sdtool.model.unit import Unit, UnitDetails
@@ -101,6 +102,8 @@ ERRORS: Mapping[str, type[SdtoolError]] = {
 }
 """Every D-Bus error name that the calls made here can bring; another one is a ``BusError``."""
 
+
+STOP_SETTINGS = ("ExecStopPre", "ExecStop", "ExecStopPost")
 
 REFUSALS: Mapping[str, Refusal] = {
     AUTHORIZATION_REQUIRED: Refusal.NEEDS_PERSON,
@@ -178,6 +181,22 @@ def parse_details(unit: Unit, properties: Mapping[str, Any]) -> UnitDetails:
         triggered_by=tuple(get("TriggeredBy") or ()),
         stored_descriptors=get("NFileDescriptorStore") or 0,
         stops_along=_join(properties, "RequiredBy", "BoundBy", "ConsistsOf"),
+        stop_commands=tuple(
+            parse_command(setting, row) for setting in STOP_SETTINGS for row in get(setting) or ()
+        ),
+    )
+
+
+def parse_command(setting: str, row: Sequence[Any]) -> StopCommand:
+    """One entry of ExecStop and its like, ``(sasbttttuii)``."""
+    _, argv, _, _, started_us, _, ended_us, pid, code, status = row
+    return StopCommand(
+        setting=setting,
+        argv=tuple(argv),
+        pid=pid or None,
+        started_us=started_us or None,
+        ended_us=ended_us or None,
+        exit=parse_exit(code, status) if pid and ended_us else None,
     )
 
 
@@ -266,9 +285,12 @@ def parse_main_exit(properties: Mapping[str, Any]) -> MainExit | None:
     at_us = properties.get("ExecMainExitTimestampMonotonic")
     if not at_us:
         return None
-    code, status = properties["ExecMainCode"], properties["ExecMainStatus"]
-    # waitid(2): CLD_EXITED, CLD_KILLED, CLD_DUMPED.
-    ended: ExitStatus = ExitCode(code=status)
-    if code != os.CLD_EXITED:
-        ended = ExitSignal(signal=signal_name(status), core=code == os.CLD_DUMPED)
+    ended = parse_exit(properties["ExecMainCode"], properties["ExecMainStatus"])
     return MainExit(pid=properties["ExecMainPID"], at_us=at_us, exit=ended)
+
+
+def parse_exit(code: int, status: int) -> ExitStatus:
+    """How a process ended, as waitid(2) tells it: CLD_EXITED, CLD_KILLED, CLD_DUMPED."""
+    if code == os.CLD_EXITED:
+        return ExitCode(code=status)
+    return ExitSignal(signal=signal_name(status), core=code == os.CLD_DUMPED)

@@ -41,8 +41,8 @@ CLONE_INTO_CGROUP = 0x200000000
 UNIFIED_ROOT = 0
 """The number of the cgroup2 hierarchy among all, as in the 0:: line of /proc/PID/cgroup."""
 
-SI_KERNEL = 128
-"""The code of a signal that the kernel sends by itself; a fault has a positive one of its own."""
+SENT_BY_TASKS = frozenset({0, -1, -6})
+"""Codes of signals that a task has sent: SI_USER, SI_QUEUE, SI_TKILL; others are the kernel's."""
 
 SIG_IGN = 1
 """The highest of the handlers that are none: SIG_DFL is 0."""
@@ -150,10 +150,6 @@ class KernelTrace:
         for event, condition in _signal_filters(signals, os.getpid()).items():
             self._trace.narrow(event, condition)
 
-    def fileno(self) -> int:
-        """Readable when there are events."""
-        return self._trace.fileno()
-
     def read(self) -> list[KernelEvent]:
         """The events since the last call; one that happened before it began comes with it."""
         first, self._first = self._first, []
@@ -231,7 +227,7 @@ def _generated(at_us: int, pid: int, values: Mapping[str, Value]) -> KernelEvent
         sender=pid,
         signal=signal_name(_number(values, "sig")),
         result=RESULTS.get(_number(values, "result"), SignalResult.DELIVERED),
-        by_kernel=_number(values, "code") > 0,
+        by_kernel=_number(values, "code") not in SENT_BY_TASKS,
     )
 
 

@@ -13,6 +13,14 @@ from typing import Any
 from sdtool.analysis.membership import list_units, take_census
 from sdtool.analysis.ownership import join, name_units_behind
 from sdtool.analysis.timeline import build, infer_phase
+from sdtool.model.kernel import (
+    SignalGenerated,
+    SignalResult,
+    TaskBorn,
+    TaskEnded,
+    TaskExecuted,
+    TaskMoved,
+)
 from sdtool.model.process import (
     Disposition,
     ProcessFacts,
@@ -100,12 +108,51 @@ def watched(pid: int, role: Role = Role.OTHER, seen_us: int | None = None) -> Wa
         comm=f"p{pid}",
         role=role,
         disposition=Disposition.DIES,
+        disposition_reason="default action of SIGTERM",
         seen_us=seen_us,
     )
 
 
 MAIN = watched(10, Role.MAIN)
 CHILD = watched(11)
+
+
+# The kernel's record -------------------------------------------------------------------------
+
+
+def task_born(at_us: int, pid: int, maker: int, **fields: Any) -> TaskBorn:
+    """A process was made by another one, in its cgroup."""
+    values = {"comm": f"p{pid}", "is_thread": False, "is_elsewhere": False, **fields}
+    return TaskBorn(**{"source": EventSource.TRACEFS, **values}, at_us=at_us, pid=pid, maker=maker)
+
+
+def task_moved(at_us: int, pid: int, control_group: str = GROUP) -> TaskMoved:
+    """A process was moved into the unit."""
+    return TaskMoved(at_us=at_us, source=EventSource.TRACEFS, pid=pid, control_group=control_group)
+
+
+def task_executed(at_us: int, pid: int, before: int | None = None, **fields: Any) -> TaskExecuted:
+    """A process runs another program, by its first task or another one."""
+    values = {"source": EventSource.TRACEFS, "path": "/bin/true", **fields}
+    return TaskExecuted(at_us=at_us, pid=pid, before=pid if before is None else before, **values)
+
+
+def task_ended(
+    at_us: int,
+    pid: int,
+    status: ExitStatus | None = None,
+    source: EventSource = EventSource.TRACEFS,
+) -> TaskEnded:
+    """A task ended; the trace does not say how."""
+    return TaskEnded(at_us=at_us, source=source, pid=pid, status=status)
+
+
+def signalled(at_us: int, pid: int, sender: int = 1, **fields: Any) -> SignalGenerated:
+    """SIGTERM was sent to a task, and not ignored."""
+    values = {"signal": "SIGTERM", "result": SignalResult.DELIVERED, "by_kernel": False}
+    return SignalGenerated(
+        **{"source": EventSource.TRACEFS, **values, **fields}, at_us=at_us, pid=pid, sender=sender
+    )
 
 
 # Units ---------------------------------------------------------------------------------------

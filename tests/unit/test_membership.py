@@ -12,7 +12,6 @@ from sdtool.analysis.membership import (
     build_processes,
     explain_process,
     list_units,
-    role_of,
     take_census,
 )
 from sdtool.analysis.ownership import join, name_units_behind
@@ -34,7 +33,7 @@ PARENTS = (ProcessRef(pid=1, comm="systemd"),)
 def test_roles_are_the_managers() -> None:
     """MainPID, ControlPID, and the rest."""
     known = details(control_pid=12)
-    assert [Role.MAIN, Role.CONTROL, Role.OTHER] == [role_of(pid, known) for pid in (10, 12, 11)]
+    assert [Role.MAIN, Role.CONTROL, Role.OTHER] == [known.role_of(pid) for pid in (10, 12, 11)]
 
 
 def test_processes_stand_in_tree_order() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.host.told import UNTOLD_END, Told
@@ -24,7 +25,8 @@ def told(before: UnitDetails | None = None) -> tuple[Told, EventLog]:
     """What is told of a unit that has no processes that could be looked at, and its log."""
     before = before or running()
     log = EventLog(UNIT)
-    return Told(before, log, Members(NOWHERE, before, log, None), None), log
+    members = Members(NOWHERE, before, log, None)
+    return Told(before, log, members, Ends(log, members, has_pidfds=False)), log
 
 
 def stopping() -> tuple[Told, EventLog]:
