@@ -105,6 +105,8 @@ def _killed_by_manager(
     if exited is None:
         if any(survivor.pid == process.pid for survivor in record.survivors):
             return False, "it still runs"
+        if any(_is_kill(e) and e.evidence is Evidence.OBSERVED for e in own):
+            return True, "gone after SIGKILL, which the manager had sent"
         return _unread_status(process, record, None)
     if status is not None and not _ended_by(status, SIGKILL):
         return False, _plain_end(status)

@@ -39,7 +39,9 @@ def stop_command(
     observers: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="Observe with these only: pidfd,cgroup,sockets or none."
+            metavar="LIST",
+            help="Observe with these only, or with all but -these; see sdtool doctor. "
+            f"{', '.join(OBSERVERS)}, none.",
         ),
     ] = None,
     no_ask_password: Annotated[
@@ -75,8 +77,11 @@ def stop_command(
 def _parse_observers(text: str | None) -> frozenset[str] | None:
     if text is None:
         return None
-    wanted = frozenset(part for part in text.split(",") if part) - {"none"}
-    unknown = wanted - frozenset(OBSERVERS)
+    parts = frozenset(part for part in text.split(",") if part)
+    without = frozenset(part.removeprefix("-") for part in parts if part.startswith("-"))
+    only = frozenset(part for part in parts if not part.startswith("-"))
+    wanted = (only - {"none"} if only or not without else frozenset(OBSERVERS)) - without
+    unknown = (only - {"none"} | without) - frozenset(OBSERVERS)
     if unknown:
         raise InvalidArgument(
             f"{', '.join(sorted(unknown))} is no observer.", hint=f"{', '.join(OBSERVERS)} or none"

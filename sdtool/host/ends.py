@@ -33,6 +33,7 @@ class _End:
         told: By the kernel's record.
         seen: By a pidfd.
         waited: By the manager, which was told by wait(2): when it was.
+        missed: By a walk of the cgroup, which it was in before.
         is_open: The event of it is still to be made.
     """
 
@@ -40,6 +41,7 @@ class _End:
     told: TaskEnded | None = None
     seen: Event | None = None
     waited: int | None = None
+    missed: Event | None = None
     status: ExitStatus | None = None
     is_open: bool = True
 
@@ -93,6 +95,13 @@ class Ends:
         self._note_status(pid, end, status, EventSource.DBUS)
         self.settle()
 
+    def take_missed(self, events: Iterable[Event]) -> None:
+        """Take what walks of the cgroup say, of processes that nothing better watches."""
+        for event in events:
+            if event.pid is not None:
+                end = self._find(event.pid)
+                end.missed = end.missed or event
+
     def _find(self, pid: int) -> _End:
         return self._ends.setdefault(pid, _End(now_us()))
 
@@ -119,7 +128,7 @@ class Ends:
         """How long to wait for what a better teller may still say; less than 0 for not at all."""
         if end.told is not None:
             return REAP_WAIT_US if end.status is None else -1
-        if self.has_record:
+        if self.has_record or (end.seen is None and end.waited is None):
             return RECORD_WAIT_US
         return REAP_WAIT_US if end.seen is None and self.has_pidfds else -1
 
@@ -128,8 +137,9 @@ class Ends:
         who = self._who(pid)
         if end.told is not None:
             source, at_us = end.told.source, end.told.at_us
-        elif end.seen is not None:
-            self._log.add(replace(end.seen, **who, exit=end.status))
+        elif better := end.seen or (end.missed if end.waited is None else None):
+            why = better.text if end.status is None else None
+            self._log.add(replace(better, **who, exit=end.status, text=why))
             return
         else:
             source, at_us = EventSource.DBUS, end.waited or end.heard_us

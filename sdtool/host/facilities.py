@@ -82,9 +82,9 @@ KERNEL: tuple[tuple[str, Callable[[Session], Finding], str, str], ...] = (
     ),
     (
         "journal",
-        lambda _: probes.probe_journal(),
-        "past stops and failures (not used yet)",
-        "nothing that is answered yet",
+        lambda session: probes.probe_journal(session.scope),
+        "whom systemd SIGKILLed, where a stop left that open",
+        "where nobody saw how a process ended, nobody says it",
     ),
 )
 """The facilities that need no manager: name, probe, what each gives, what its lack costs."""

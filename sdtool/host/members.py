@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from sdtool.analysis.signals import predict
@@ -16,6 +16,7 @@ from sdtool.host.eventlog import EventLog, now_us
 from sdtool.model.kernel import TaskBorn, TaskMoved
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
 from sdtool.model.stop import (
+    Event,
     EventKind,
     EventSource,
     Evidence,
@@ -68,6 +69,7 @@ class Members:
         self._told_control: set[int] = set()
         self._programs: dict[int, str] = {}
         self._frozen: frozenset[str] = frozenset()
+        self._missed: list[Event] = []
         self._closed = False
         self._walked_us = now_us()
         self.adopt: Adopt | None = None
@@ -188,15 +190,14 @@ class Members:
         return predict(replace(facts, masks=masks, frozen=frozen), policy.kill_signal)
 
     def _miss(self, pids: frozenset[int], last_us: int) -> None:
-        """Note the end of those that nobody watches: it lies between two walks."""
+        """Note the end of those that no pidfd watches: it lies between two walks."""
         for identity in [one for one in self._unwatched if one.pid not in pids]:
             self._unwatched.discard(identity)
             process = self._known[identity]
-            if self.adopt is not None:
-                continue  # the record tells
-            self._log.note(
-                EventKind.PROCESS_EXIT,
-                EventSource.CGROUP,
+            missed = Event(
+                unit=self._details.unit.name,
+                kind=EventKind.PROCESS_EXIT,
+                source=EventSource.CGROUP,
                 at_us=self._walked_us,
                 evidence=Evidence.INFERRED,
                 at_min_us=last_us,
@@ -206,6 +207,12 @@ class Members:
                 role=process.role,
                 text="it is gone from the cgroup; nobody could see how it ended",
             )
+            self._missed.append(missed)
+
+    def take_missed(self) -> list[Event]:
+        """The ends that walks have found since the last call."""
+        missed, self._missed = self._missed, []
+        return missed
 
     # The kernel's record ---------------------------------------------------------------------
 
@@ -345,6 +352,24 @@ class Members:
         )
 
     # Who is there ----------------------------------------------------------------------------
+
+    def take_unseen(self, found: Iterable[WatchedProcess]) -> None:
+        """Take processes of which somebody else tells, and that are gone."""
+        for process in found:
+            identity = ProcessId(pid=process.pid, start_ticks=process.start_ticks)
+            self._know(identity, process)
+
+    def note_leftover(self, pid: int) -> None:
+        """It runs after the stop."""
+        process = self.find(pid)
+        if process is not None:
+            self._log.note(
+                EventKind.LEFTOVER,
+                EventSource.CGROUP,
+                pid=pid,
+                comm=process.comm,
+                role=process.role,
+            )
 
     def still_watched(self) -> frozenset[ProcessId]:
         """Those that have not been reaped yet."""

@@ -5,17 +5,24 @@ They need no manager, and go on while it is out of reach.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
+from sdtool.errors import Unavailable
 from sdtool.host.record import explain_switch
 from sdtool.host.session import Session
+from sdtool.model.journal import JournalRecord
 from sdtool.model.sockets import SocketFacts
 from sdtool.model.stop import Event, ObserverState
+from sdtool.model.unit import Unit
 from sdtool.sources import cgroups, namespaces
 from sdtool.sources.cgroups import CgroupObserver
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockevents import SocketObserver
+
+JOURNAL_LAG_S = 0.5
+"""How long the manager's last record of a stop may take to be there, where others flood it."""
 
 
 class Observer(Protocol):
@@ -34,6 +41,46 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """Stop watching."""
+
+
+class JournalObserver:
+    """What the manager wrote of a stop, read once it is over, and only where it is needed.
+
+    Attributes:
+        is_wanted: Nobody has switched it off.
+    """
+
+    def __init__(self, session: Session, wanted: frozenset[str] | None) -> None:
+        off = explain_switch("journal", wanted)
+        self._session = session
+        self.is_wanted = off is None
+        reason = off or "not asked: nothing was left open"
+        self.state = ObserverState(name="journal", available=off is None, reason=reason)
+
+    async def read(
+        self, unit: Unit, *, since_us: int, manager: int | None, deadline_s: float
+    ) -> tuple[JournalRecord, ...]:
+        """The manager's records of a stop that is over; none where they may not be read."""
+        from sdtool.sources.journal import read_stop_records
+
+        try:
+            async with self._session.journal_turns:
+                records = await read_stop_records(
+                    unit.name,
+                    self._session.scope,
+                    since_us=since_us,
+                    deadline_s=deadline_s,
+                    patience_s=min(JOURNAL_LAG_S, deadline_s),
+                    invocation_id=unit.invocation_id,
+                    manager_pid=manager,
+                )
+        except Unavailable as error:
+            reason = f"{error} ({error.hint})" if error.hint else str(error)
+            self.state = replace(self.state, available=False, reason=reason)
+            return ()
+        many = "1 record" if len(records) == 1 else f"{len(records)} records"
+        self.state = replace(self.state, reason=f"{many} of the manager")
+        return records
 
 
 class Observers:

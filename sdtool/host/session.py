@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property
 
 from sdtool.analysis.cgroups import uid_of_manager
@@ -12,6 +13,8 @@ from sdtool.sources import cgroups
 from sdtool.sources.cgroups import CgroupMount
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.systemd import Manager
+
+JOURNAL_TURNS = 4
 
 
 class Session:
@@ -61,6 +64,11 @@ class Session:
         if isinstance(known, SdtoolError):
             raise known
         return known
+
+    @cached_property
+    def journal_turns(self) -> asyncio.Semaphore:
+        """How many may read the journal at once: each reading is a process."""
+        return asyncio.Semaphore(JOURNAL_TURNS)
 
     @cached_property
     def mount(self) -> CgroupMount:

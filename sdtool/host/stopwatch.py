@@ -12,7 +12,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from sdtool.analysis import timeline
+from sdtool.analysis import journal, timeline
 from sdtool.analysis.events import exits_by_pid
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
@@ -20,7 +20,7 @@ from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.lives import Lives
 from sdtool.host.members import Members
-from sdtool.host.observers import Observers
+from sdtool.host.observers import JournalObserver, Observers
 from sdtool.host.record import KernelRecord
 from sdtool.host.session import Session
 from sdtool.host.told import State, Told
@@ -114,6 +114,7 @@ class StopWatch:
         self._along_names = tuple(watch.name for watch in along)
         self._log = EventLog(unit.name)
         self._observers = Observers(unit.name, session, wanted)
+        self._journal = JournalObserver(session, wanted)
         pidfds = self._observers.pidfds
         self._members = Members(session.mount, details, self._log, pidfds)
         self._ends = Ends(self._log, self._members, has_pidfds=pidfds is not None)
@@ -243,6 +244,7 @@ class StopWatch:
                 # KillMode=mixed ends the rest within a millisecond: see who that is.
                 self._members.rescan()
         self._members.settle()
+        self._ends.take_missed(self._members.take_missed())
         self._ends.settle()
 
     def on_tick(self) -> None:
@@ -347,7 +349,23 @@ class StopWatch:
         self._record.pump(now_us() - RECENT_US)
         self.read_observers()
         self.told.infer_phases(now_us())
+        await self._consult_journal(patience)
         self.finished = True
+
+    async def _consult_journal(self, patience: _LastWord) -> None:
+        """Ask the journal, only where something is still open: that takes a moment."""
+        if not self._journal.is_wanted or not journal.is_open(self.record()):
+            return
+        records = await self._journal.read(
+            self._details.unit,
+            since_us=self.told.requested_us,
+            manager=self._record.manager,
+            deadline_s=patience.left_s,
+        )
+        record = self.record()
+        events = journal.build_events(records, record)
+        self._members.take_unseen(journal.find_unseen(events, record.processes))
+        self._log.add(*events)
 
     async def _ask(self, question: Coroutine[Any, Any, T], patience: _LastWord) -> T:
         """Ask the manager, for as long as there is patience.
@@ -440,6 +458,8 @@ class StopWatch:
             running = tuple(self._members.survivors())
             own = {process.pid for process in self._own_processes()}
             self._survivors = tuple(ref for ref in running if ref.pid in own)
+            for ref in self._survivors:
+                self._members.note_leftover(ref.pid)
         try:
             self._still_held = self._observers.read_held()
         except SdtoolError as error:
@@ -538,7 +558,7 @@ class StopWatch:
 
     def _observer_states(self) -> tuple[ObserverState, ...]:
         bus = ObserverState(name="dbus", available=True, reason=self._manager.info.transport)
-        return (bus, *self._record.states(), *self._observers.states())
+        return (bus, *self._record.states(), *self._observers.states(), self._journal.state)
 
     def close(self) -> None:
         """End every observer and question; safe to call at any moment."""

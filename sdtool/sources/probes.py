@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
+from sdtool.errors import Unavailable
+from sdtool.model.scope import Scope
 from sdtool.model.sockets import SocketFilter, SocketStates
 from sdtool.model.unit import Unit
 from sdtool.sources import descriptors, namespaces, processes, sockets
 from sdtool.sources.cgroups import CgroupMount
-
-JOURNALS = ("/var/log/journal", "/run/log/journal")
+from sdtool.sources.journal import require_journal
 
 
 def probe_privileges() -> tuple[bool, str]:
@@ -83,22 +83,10 @@ def probe_namespaces() -> tuple[bool, str]:
     return True, "1, our own" if len(looks) == 1 else f"{len(looks)}, and all can be entered"
 
 
-def probe_journal() -> tuple[bool, str]:
-    """Whether there is a journal of this machine that may be read (systemd-journald(8), FILES)."""
-    machine = _read_machine_id()
-    places = [Path(directory) / machine for directory in JOURNALS]
-    found = [place for place in places if place.is_dir()]
-    readable = [place for place in found if os.access(place / "system.journal", os.R_OK)]
-    if readable:
-        return True, f"at {readable[0]}"
-    if found:
-        return False, f"{found[0]} may not be read: needs root or the group systemd-journal"
-    return False, f"no journal of this machine in {' or '.join(JOURNALS)}"
-
-
-def _read_machine_id() -> str:
-    """The name of the journal's directory, machine-id(5); a name that no directory has if none."""
+def probe_journal(scope: Scope) -> tuple[bool, str]:
+    """Whether what the manager writes may be read."""
     try:
-        return Path("/etc/machine-id").read_text().strip() or "uninitialized"
-    except OSError:
-        return "uninitialized"
+        place = require_journal(scope, os.geteuid())
+    except Unavailable as error:
+        return False, f"{str(error).rstrip('.')}: {error.hint}" if error.hint else str(error)
+    return True, f"at {place}"

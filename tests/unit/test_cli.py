@@ -13,11 +13,13 @@ import sdtool as package
 from sdtool.cli.app import COMMANDS, LazyGroup, build_app
 from sdtool.cli.invocation import Invocation, report_failure, wants_colour
 from sdtool.cli.ports import parse_bind, parse_port
+from sdtool.cli.stop import _parse_observers
 from sdtool.errors import Exit, InvalidArgument, NoSuchUnit
 from sdtool.model.answer import Answer
 from sdtool.model.binding import BindSpec
 from sdtool.model.ports import PortSpec
 from sdtool.model.scope import Scope
+from sdtool.model.stop import OBSERVERS
 from tests.unit.conftest import Run
 from tests.unit.make import unit
 
@@ -297,3 +299,27 @@ def test_colour_is_off_for_a_pipe() -> None:
 def test_scope_is_the_systems_by_default() -> None:
     """--user asks for the other one."""
     assert Scope.SYSTEM is Invocation().scope
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("none", set()),
+        ("", set()),
+        ("pidfd,cgroup", {"pidfd", "cgroup"}),
+        ("-tracefs,-journal", set(OBSERVERS) - {"tracefs", "journal"}),
+        ("pidfd,-pidfd", set()),
+        ("none,-pidfd", set()),
+    ],
+)
+def test_observers_are_named_or_left_out(text: str | None, expected: set[str] | None) -> None:
+    """Names are all there is; with a minus alone they are what there is not."""
+    assert expected == _parse_observers(text)
+
+
+@pytest.mark.parametrize("text", ["telescope", "-telescope", "pidfd,-none"])
+def test_observer_that_is_none_is_refused(text: str) -> None:
+    """With the names that there are."""
+    with pytest.raises(InvalidArgument, match="is no observer"):
+        _parse_observers(text)
