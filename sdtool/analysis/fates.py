@@ -28,11 +28,13 @@ from sdtool.model.stop import (
     INFINITY,
     Event,
     EventKind,
+    EventSource,
     Evidence,
     ExitCode,
     ExitSignal,
     ExitStatus,
     ProcessFate,
+    SignalResult,
     StopPolicy,
     StopRecord,
     WatchedProcess,
@@ -89,7 +91,7 @@ def _is_as_predicted(
     if process.disposition is not Disposition.DIES:
         return None
     # Whether one that has exited got the signal before that can only be seen.
-    seen = sent.evidence is Evidence.OBSERVED and sent.text is None
+    seen = sent.result == SignalResult.DELIVERED
     outlived = stays or _ended_by(status, SIGKILL) or (seen and isinstance(status, ExitCode))
     return True if died else False if outlived else None
 
@@ -105,7 +107,7 @@ def _killed_by_manager(
     if exited is None:
         if any(survivor.pid == process.pid for survivor in record.survivors):
             return False, "it still runs"
-        if any(_is_kill(e) and e.evidence is Evidence.OBSERVED for e in own):
+        if any(_is_managers_kill(e, record) and e.evidence is Evidence.OBSERVED for e in own):
             return True, "gone after SIGKILL, which the manager had sent"
         return _unread_status(process, record, None)
     if status is not None and not _ended_by(status, SIGKILL):
@@ -114,7 +116,7 @@ def _killed_by_manager(
         seen = _seen_kill(exited.at_us, own, record)
         if seen is not None or status is None:
             return seen or (False, f"{UNSEEN}, but nobody sent it SIGKILL")
-    killing = _kill_before(exited.at_us, own)
+    killing = _kill_before(exited.at_us, own, record)
     if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
         how = "ended by" if status is not None else "gone right after"
         return True, f"{how} SIGKILL, which the manager had sent"
@@ -133,21 +135,26 @@ def _is_stop_signal(event: Event, record: StopRecord) -> bool:
 
 def _is_managers(event: Event, record: StopRecord) -> bool:
     """Whether an event is a signal of the manager's: what is concluded is about it alone."""
-    if event.kind is not EventKind.SIGNAL_SENT:
+    if event.kind is not EventKind.SIGNAL_SENT or _is_kernels(event):
         return False
     return event.sender_pid in (None, record.manager_pid)
 
 
-def _seen_kill(exit_us: int, own: Iterable[Event], record: StopRecord) -> tuple[bool, str] | None:
+def _seen_kill(
+    exit_us: int, own: Iterable[Event], record: StopRecord
+) -> tuple[bool | None, str] | None:
     """Who sent the SIGKILL that ended a process: the first one did; None where there was none."""
-    kill = next((event for event in own if _is_kill(event) and event.at_us <= exit_us), None)
+    kill = next((e for e in own if _is_kill(e) and e.at_us <= exit_us), None)
     if kill is None:
         return None
-    if kill.text is not None:
+    if _is_kernels(kill):
         return False, "ended by the kernel's own SIGKILL"
+    sender = f"{kill.sender_pid} ({kill.sender_comm or '?'})"
+    if record.manager_pid is None:
+        return None, f"ended by SIGKILL from {sender}; which process the manager is is not known"
     if _is_managers(kill, record):
         return True, "ended by SIGKILL, which the manager had sent"
-    return False, f"ended by SIGKILL from {kill.sender_pid} ({kill.sender_comm or '?'})"
+    return False, f"ended by SIGKILL from {sender}"
 
 
 def _unexplained_kill(
@@ -217,10 +224,10 @@ def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
     return final and process.role in roles_signalled(policy, "stop-sigkill")
 
 
-def _kill_before(exit_us: int, own: Iterable[Event]) -> int | None:
+def _kill_before(exit_us: int, own: Iterable[Event], record: StopRecord) -> int | None:
     """When the manager's SIGKILL went to the process, if that was before its exit."""
     for event in own:
-        if _is_kill(event):
+        if _is_managers_kill(event, record):
             # The word of the phase may trail the exit it caused: the lower bound counts.
             lower = event.at_us if event.at_min_us is None else event.at_min_us
             if lower <= exit_us:
@@ -229,7 +236,18 @@ def _kill_before(exit_us: int, own: Iterable[Event]) -> int | None:
 
 
 def _is_kill(event: Event) -> bool:
-    return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
+    """Whether an event is a SIGKILL that can have ended somebody."""
+    is_sent = event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
+    return is_sent and event.result in (None, SignalResult.DELIVERED)
+
+
+def _is_kernels(event: Event) -> bool:
+    """Whether the kernel sent a signal by itself."""
+    return event.source is EventSource.TRACEFS and event.sender_pid is None
+
+
+def _is_managers_kill(event: Event, record: StopRecord) -> bool:
+    return _is_kill(event) and _is_managers(event, record)
 
 
 def _unread_status(

@@ -109,7 +109,7 @@ class Lineage:
             process = None  # what has ended was another one, which had its pid
         if process is None:
             self._strays.pop(pid, None)
-            self._add(_Process(pid, unit, at_us, {pid, *tasks}))
+            self._add(_Process(pid, unit, at_us, set(tasks) or {pid}))
             return []
         return self._settle(process, unit) if process.unit is None else []
 
@@ -130,7 +130,7 @@ class Lineage:
         held, process.held = process.held, []
         routed: list[Routed] = [(unit, event) for event in held]
         for stray in tuple(self._strays.values()):
-            if stray.maker is process and not stray.is_elsewhere:
+            if stray.maker is process and (stray.last is not None or not stray.is_elsewhere):
                 routed += self._settle(stray, unit)
         return routed
 

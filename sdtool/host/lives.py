@@ -13,18 +13,14 @@ from sdtool.model.kernel import (
     ListenerClosed,
     SignalDelivered,
     SignalGenerated,
-    SignalResult,
     TaskBorn,
     TaskEnded,
     TaskExecuted,
     TaskMoved,
 )
-from sdtool.model.stop import EventKind
+from sdtool.model.process import ProcessRef
+from sdtool.model.stop import EventKind, SignalResult
 from sdtool.sources import processes
-
-PENDING = "it was pending already"
-LATE = "it was ending already"
-BY_KERNEL = "the kernel sent it by itself"
 
 COMM_LENGTH = 15
 """The bytes of a process's name: TASK_COMM_LEN of the kernel, without the final zero."""
@@ -51,7 +47,7 @@ class Lives:
         self._members = members
         self._ends = ends
         self._close_port = close_port
-        self._names: dict[int, str] = {}
+        self._senders: dict[int, ProcessRef] = {}
         self.manager: int | None = None
 
     def take(self, event: KernelEvent) -> None:
@@ -77,31 +73,31 @@ class Lives:
         self._note(EventKind.PROCESS_EXEC, event, text=event.path)
 
     def _on_signal(self, event: SignalGenerated) -> None:
-        is_dropped = event.result is SignalResult.IGNORED
-        ignores = is_dropped and self._members.ignores(event.pid, event.signal)
+        result = event.result
+        if result is SignalResult.IGNORED and not self._members.ignores(event.pid, event.signal):
+            result = SignalResult.ENDING
+        sender = None if event.by_kernel else self._find_sender(event.sender)
         sent = {
             "signal": event.signal,
-            "sender_pid": event.sender,
-            "sender_comm": self._name(event.sender),
+            "sender_pid": sender.pid if sender else None,
+            "sender_comm": sender.comm if sender else None,
+            "result": result,
         }
-        text = LATE if is_dropped and not ignores else PENDING
-        if event.by_kernel:
-            text = BY_KERNEL
-        is_plain = event.result is SignalResult.DELIVERED or ignores
-        said = None if is_plain and not event.by_kernel else text
-        self._note(EventKind.SIGNAL_SENT, event, **sent, text=said)
-        if ignores:
+        self._note(EventKind.SIGNAL_SENT, event, **sent)
+        if result is SignalResult.IGNORED:
             self._note(EventKind.SIGNAL_IGNORED, event, **sent)
 
-    def _name(self, pid: int) -> str | None:
-        """The name of who sent a signal; it may be gone by now."""
-        known = self._members.find(pid)
+    def _find_sender(self, task: int) -> ProcessRef:
+        """The process that a signal comes from; it may be gone by now."""
+        known = self._members.find(task)
         if known is not None:
-            return known.comm
-        if pid not in self._names:
-            sender = processes.read_process(pid)
-            self._names[pid] = sender.comm if sender is not None else ""
-        return self._names[pid] or None
+            return ProcessRef(pid=known.pid, comm=known.comm)
+        if task not in self._senders:
+            pid = processes.read_thread_group(task) or task
+            facts = processes.read_process(pid)
+            comm = facts.comm if facts is not None else "?"
+            self._senders[task] = ProcessRef(pid=pid, comm=comm)
+        return self._senders[task]
 
     def _note(self, kind: EventKind, event: KernelEvent, **fields: object) -> None:
         process = self._members.find(event.pid)

@@ -33,7 +33,7 @@ BORN_LATE = Disposition.UNKNOWN, "it was born during the stop"
 ADOPT_WAIT_US = 20_000
 """How long a process that a walk has found is kept back for the moment of its birth."""
 
-Adopt = Callable[[int, tuple[int, ...]], None]
+Adopt = Callable[[int, frozenset[int]], None]
 """Called with the pid and the tasks of a process that was found."""
 
 
@@ -156,7 +156,10 @@ class Members:
             return
         if born_now:
             self._untold[facts.id] = now_us()
-        self.adopt(facts.id.pid, processes.read_tasks(facts.id.pid))
+        tasks = frozenset(processes.read_tasks(facts.id.pid))
+        # The first one has ended where it is a zombie: the process is what the others are.
+        ended = {facts.id.pid} if facts.state in "ZX" else set()
+        self.adopt(facts.id.pid, tasks - ended)
 
     def _know(self, identity: ProcessId, process: WatchedProcess) -> None:
         self._known[identity] = process
@@ -300,7 +303,7 @@ class Members:
             return
         self.rescan()
         if self.adopt is not None and pid not in self._by_pid:
-            self.adopt(pid, ())  # it is gone already, and the record has all of it
+            self.adopt(pid, frozenset())  # it is gone already, and the record has all of it
         process = self.find(pid)
         if process is not None and process.role is not Role.CONTROL:
             # The walk met it before its role was known.
@@ -316,7 +319,7 @@ class Members:
         if pid is None or started_us is None:
             return
         if self.adopt is not None and pid not in self._by_pid:
-            self.adopt(pid, ())
+            self.adopt(pid, frozenset())
         if pid not in self._by_pid:
             self._know_command(pid, started_us, command)
         if pid not in self._told_control:

@@ -8,7 +8,7 @@ a storm of them elsewhere on the machine costs no more than its reading.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Protocol
 
@@ -172,10 +172,10 @@ class KernelRecord:
         """Those that work."""
         return frozenset(self._recorders)
 
-    def adopt(self, unit: str, pid: int, tasks: Iterable[int]) -> None:
+    def adopt(self, unit: str, pid: int, tasks: Collection[int]) -> None:
         """A process was found in a unit: from now on the unit is told of it."""
         if self._lineage is not None:
-            self._hand_out(self._lineage.adopt(unit, pid, tuple(tasks), now_us()))
+            self._hand_out(self._lineage.adopt(unit, pid, tasks, now_us()))
 
     def pump(self, until_us: int) -> None:
         """Hand out what happened until then, unless that was done; and what has come since."""

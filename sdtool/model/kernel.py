@@ -9,18 +9,8 @@ Source: proc(5), signal(7), include/trace/events/ and include/uapi/linux/cn_proc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from sdtool.model.stop import EventSource, ExitStatus
-
-
-class SignalResult(StrEnum):
-    """What became of a signal when it was sent (TRACE_SIGNAL_* of the kernel)."""
-
-    DELIVERED = "delivered"
-    IGNORED = "ignored"
-    PENDING = "already pending"
-    LOST = "lost"
+from sdtool.model.stop import EventSource, ExitStatus, SignalResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,6 +151,19 @@ class StopCommand:
     exit: ExitStatus | None
 
 
+class SignalResult(StrEnum):
+    """What became of a signal when it was sent: TRACE_SIGNAL_* of the kernel, and why.
+
+    The kernel drops a signal that is ignored, and one to a process that is ending.
+    """
+
+    DELIVERED = "delivered"
+    IGNORED = "ignored"
+    ENDING = "ending"
+    PENDING = "already pending"
+    LOST = "lost"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One thing that happened while a unit was stopping.
@@ -161,7 +174,11 @@ class Event:
         at_us: When; for an inferred event the moment within its bounds that fits the others.
         at_min_us: The earliest moment of an inferred event, the beginning of a gap; else None.
         at_max_us: The latest moment of an inferred event, the end of a gap; else None.
+        sender_pid: Who sent a signal; None where that was not seen, or the kernel did by itself,
+            which ``source`` tells apart.
         exit: The wait status; None while it is not known, and ``text`` says why.
+        result: Of the unit or its job, in systemd's word; of a signal a ``SignalResult``, None
+            where that was not seen.
         limit_us: How long the manager waits in the phase of a state event; of a gap, how long
             from now on in the phase that it came upon.
         then: What the manager does when that limit passes: a signal, or "giving up".

@@ -16,7 +16,7 @@ from sdtool.render.plain import encodable
 SCHEMA = 1
 
 PROCESS = ("pid", "comm", "role")
-SIGNAL = (*PROCESS, "signal", "sender_pid", "sender_comm", "text")
+SIGNAL = (*PROCESS, "signal", "sender_pid", "sender_comm", "result")
 
 EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {
     EventKind.OBSERVER: ("text",),

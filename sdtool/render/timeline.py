@@ -16,6 +16,7 @@ from sdtool.model.stop import (
     EventSource,
     Evidence,
     PortChange,
+    SignalResult,
     StopReport,
     Verdict,
 )
@@ -47,6 +48,12 @@ QUIET = frozenset(
 
 ROUND_US = 5_000
 """The manager sends a signal to one process after the other: so close together it is one round."""
+
+RESULTS: dict[str | None, str] = {
+    SignalResult.ENDING: "it was ending already",
+    SignalResult.PENDING: "it was pending already",
+    SignalResult.LOST: "it was lost",
+}
 
 SIGNALS = (EventKind.SIGNAL_SENT, EventKind.SIGNAL_IGNORED)
 
@@ -159,13 +166,15 @@ def _signal(group: Sequence[Event]) -> Text:
     text = Text(signal, style)
     if group[0].sender_pid is not None:
         text.append(f" from {_who(group[0].sender_pid, group[0].sender_comm)}", "")
+    elif group[0].source is EventSource.TRACEFS:
+        text.append(" from the kernel", "")
     if sent:
         text.append(f" to {_targets(sent)}", "")
     if ignored:
         who = "it" if len(sent) == len(ignored) == 1 else _targets(ignored)
         text.append(f", ignored by {who}", "yellow")
-    if len(group) == 1 and group[0].text is not None:
-        text.append(f" ({group[0].text})", "dim")
+    if len(group) == 1 and group[0].result in RESULTS:
+        text.append(f" ({RESULTS[group[0].result]})", "dim")
     return text
 
 

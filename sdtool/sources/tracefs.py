@@ -4,8 +4,8 @@ Each instance has buffers, events and filters of its own, and disturbs no other 
 records until it is removed, which a killed process cannot do: so it bears the name of its maker,
 and the next one removes it. The pids are those of the initial pid namespace.
 
-Where tracefs is mounted nowhere it is opened without a place: nobody sees a mount, and none is
-left behind.
+Where tracefs is mounted nowhere, or only to be read, it is opened without a place: nobody sees a
+mount, and none is left behind.
 
 Source: Documentation/trace/ftrace.rst (instances, trace_clock, trace_pipe_raw, buffer_percent),
 Documentation/trace/events.rst (filters), fsopen(2), fsmount(2).
@@ -63,7 +63,10 @@ def open_tracefs() -> int:
         OSError: It may not be mounted or entered (needs root), or the kernel has none.
     """
     for mount in read_mounts("self", "tracefs"):
-        return os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not os.fstatvfs(root).f_flag & os.ST_RDONLY:
+            return root
+        os.close(root)
     made = call("syscall", FSOPEN, b"tracefs", FSOPEN_CLOEXEC)
     try:
         call("syscall", FSCONFIG, made, FSCONFIG_CMD_CREATE, None, None, 0)

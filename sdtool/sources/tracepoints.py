@@ -23,14 +23,13 @@ from sdtool.model.kernel import (
     ListenerClosed,
     SignalDelivered,
     SignalGenerated,
-    SignalResult,
     TaskBorn,
     TaskEnded,
     TaskExecuted,
     TaskMoved,
 )
 from sdtool.model.process import signal_name, signal_number
-from sdtool.model.stop import EventSource
+from sdtool.model.stop import EventSource, SignalResult
 from sdtool.sources.processes import is_initial_pid_namespace
 from sdtool.sources.tracefs import Trace, explain_refusal
 from sdtool.sources.tracepages import TraceEvent, Value
@@ -47,7 +46,7 @@ SENT_BY_TASKS = frozenset({0, -1, -6})
 SIG_IGN = 1
 """The highest of the handlers that are none: SIG_DFL is 0."""
 
-TCP_LISTEN = 10
+TCP_CLOSE, TCP_LISTEN = 7, 10
 
 GENERATE, DELIVER = "signal/signal_generate", "signal/signal_deliver"
 
@@ -89,7 +88,8 @@ def trace_events(signals: Iterable[str], own_pid: int) -> dict[str, str | None]:
         "cgroup/cgroup_attach_task": f"dst_root == {UNIFIED_ROOT}",
         "sched/sched_process_exec": None,
         "sched/sched_process_exit": None,
-        "sock/inet_sock_set_state": f"oldstate == {TCP_LISTEN}",
+        # A connection that comes in leaves the state of its listener too, for another one.
+        "sock/inet_sock_set_state": f"oldstate == {TCP_LISTEN} && newstate == {TCP_CLOSE}",
         **_signal_filters(signals, own_pid),
     }
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from sdtool.sources.tracefs import INSTANCE, Trace, open_tracefs
-from sdtool.sources.tracepoints import probe_trace
+from sdtool.sources.tracepoints import GIVES, probe_trace
 from tests.machine import eventually
 
 pytestmark = pytest.mark.capability("tracefs")
+
+PROBE = "from sdtool.sources.tracepoints import probe_trace; print(*probe_trace())"
 
 SIGNALS = {
     "signal/signal_generate": "sig == 15 || sig == 10",
@@ -85,8 +87,7 @@ def test_every_signal_is_there_in_its_order(trace: Trace) -> None:
 def test_trace_is_tried_out() -> None:
     """A signal of our own comes back; in another pid namespace it cannot be told from others."""
     assert probe_trace()[0]
-    code = "from sdtool.sources.tracepoints import probe_trace; print(*probe_trace())"
-    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", PROBE]
     done = subprocess.run(elsewhere, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("False what is traced cannot be told apart")
 
@@ -116,3 +117,20 @@ def test_instance_of_a_killed_sdtool_is_removed_by_the_next() -> None:
         other.wait()
     Trace(SIGNALS).close()
     assert [] == [n for n in instances() if n.startswith(f"sdtool-{other.pid}-")]
+
+
+def test_trace_that_is_mounted_to_be_read_is_opened_elsewhere(tmp_path: Path) -> None:
+    """As a hardened unit sees it; no instance could be made there."""
+    script = 'mount -t tracefs none "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@"'
+    command = ["unshare", "--mount", "sh", "-euc", script, "sh", str(tmp_path)]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", PROBE], capture_output=True, text=True, check=True
+    )
+    assert f"True {GIVES}\n" == done.stdout
+
+
+def test_trace_that_is_closed_to_us_says_what_it_needs() -> None:
+    """Root without CAP_SYS_ADMIN gets the answer of a kernel that is locked down."""
+    command = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", PROBE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False needs root (CAP_SYS_ADMIN), and a kernel that is not")

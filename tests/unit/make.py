@@ -15,7 +15,6 @@ from sdtool.analysis.ownership import join, name_units_behind
 from sdtool.analysis.timeline import build, infer_phase
 from sdtool.model.kernel import (
     SignalGenerated,
-    SignalResult,
     TaskBorn,
     TaskEnded,
     TaskExecuted,
@@ -39,6 +38,7 @@ from sdtool.model.stop import (
     ExitSignal,
     ExitStatus,
     ObserverState,
+    SignalResult,
     StopPolicy,
     StopRecord,
     StopReport,

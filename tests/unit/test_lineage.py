@@ -235,6 +235,15 @@ def test_child_made_elsewhere_does_not_come_with_a_stray() -> None:
     assert of_unit(child, unit=OTHER) == one.adopt(OTHER, 21, (21,), 4)
 
 
+def test_child_made_elsewhere_that_has_ended_comes_with_a_stray() -> None:
+    """As it does when its maker was known before: nobody can find it any more."""
+    one = lineage()
+    parent, child = task_born(1, 20, MANAGER), task_born(2, 21, 20, is_elsewhere=True)
+    ended = task_ended(3, 21)
+    assert [] == feed(one, parent, child, ended)
+    assert of_unit(parent, child, ended) == one.adopt(UNIT, 20, (20,), 4)
+
+
 def test_manager_that_is_in_a_unit_has_children_elsewhere() -> None:
     """A user's manager is a process of a unit of the system's."""
     one = lineage(managers=(MANAGER, MAIN))
@@ -266,6 +275,13 @@ def test_process_is_moved_from_one_unit_to_another() -> None:
 def test_process_is_moved_within_its_unit() -> None:
     """Which is no news."""
     assert [] == lineage().feed(task_moved(1, MAIN, f"{GROUP}/sub"))
+
+
+def test_thread_moves_alone_only_within_its_unit() -> None:
+    """Its cgroup is a threaded one, below that of its process."""
+    one = lineage(tasks=(11,))
+    assert [] == feed(one, task_moved(1, 11, f"{GROUP}/threads"), task_moved(2, 11, OTHER_GROUP))
+    assert of_unit(signalled(3, MAIN)) == one.feed(signalled(3, 11))
 
 
 def test_process_is_moved_in_from_outside() -> None:

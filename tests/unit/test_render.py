@@ -17,7 +17,15 @@ from sdtool.model.facility import Facility
 from sdtool.model.ports import PortSpec
 from sdtool.model.process import ProcessRef
 from sdtool.model.sockets import Creator, Holder
-from sdtool.model.stop import Event, EventKind, EventSource, ExitCode, PortChange, Verdict
+from sdtool.model.stop import (
+    Event,
+    EventKind,
+    EventSource,
+    ExitCode,
+    PortChange,
+    SignalResult,
+    Verdict,
+)
 from sdtool.model.unit import ManagerRoots, Trace
 from sdtool.render.tables import (
     render_facilities,
@@ -275,10 +283,18 @@ def test_only_one_that_ignores_a_signal_is_not_named_twice() -> None:
     sender = {"pid": 11, "comm": "b", "sender_pid": 1, "sender_comm": "x", "signal": "SIGTERM"}
     sent = event(ms(1), EventKind.SIGNAL_SENT, **sender)
     ignored = event(ms(1), EventKind.SIGNAL_IGNORED, **sender)
-    late = replace(sent, at_us=ms(30), text="it was ending already")
+    late = replace(sent, at_us=ms(30), result=SignalResult.ENDING)
     first, second = timeline(sent, ignored, late).splitlines()
     assert first.endswith("SIGTERM from 1 (x) to 11 (b), ignored by it")
     assert second.endswith("SIGTERM from 1 (x) to 11 (b) (it was ending already)")
+
+
+def test_signal_of_the_kernels_has_no_sender() -> None:
+    """Nobody sent it, and that was seen; where it was not seen nothing is said."""
+    sent = event(ms(1), EventKind.SIGNAL_SENT, pid=11, comm="b", signal="SIGKILL")
+    seen = replace(sent, source=EventSource.TRACEFS)
+    assert "SIGKILL from the kernel to 11 (b)" in timeline(seen)
+    assert "   SIGKILL to 11 (b)" in timeline(sent)
 
 
 def test_different_signals_are_lines_of_their_own() -> None:
