@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sdtool.analysis.events import (
     EXIT_LAG_US,
@@ -98,41 +99,38 @@ def infer_phase(
             caused are among them.
         sees_signals: Those that were sent are among the events: none is concluded.
     """
-    concluded = _infer_phase(policy, state, processes, events, requested_us)
-    if not sees_signals:
-        return concluded
-    seen = [e for e in events if e.kind is EventKind.SIGNAL_SENT and e.at_us <= state.at_us]
-    return tuple(
-        _date_timeout(event, seen)
-        for event in concluded
-        if event.kind is not EventKind.SIGNAL_SENT
-    )
-
-
-def _date_timeout(event: Event, signals: Sequence[Event]) -> Event:
-    """A limit had passed when the first signal was sent because of it."""
-    if event.kind is not EventKind.TIMEOUT or event.at_min_us is None:
-        return event
-    sent = [e.at_us for e in signals if e.at_us >= event.at_min_us]
-    at_us = min([*sent, event.at_us])
-    return replace(event, at_us=at_us, at_max_us=at_us)
-
-
-def _infer_phase(
-    policy: StopPolicy,
-    state: Event,
-    processes: Sequence[WatchedProcess],
-    events: Sequence[Event],
-    requested_us: int,
-) -> tuple[Event, ...]:
     before = [e for e in states_of(events) if e.at_us < state.at_us]
     last = max(before, key=lambda event: event.at_us, default=None)
     timeout = _infer_timeout(last, state) if last is not None else None
     hidden = _infer_hidden(policy, last, state, timeout, processes, events)
+    infer = partial(infer_phase, policy, processes=processes, requested_us=requested_us)
     if hidden is not None:
-        sent = _infer_phase(policy, hidden, processes, events, requested_us)
-        rest = _infer_phase(policy, state, processes, (*events, hidden), requested_us)
+        sent = infer(hidden, events=events, sees_signals=sees_signals)
+        rest = infer(state, events=(*events, hidden), sees_signals=sees_signals)
         return (*sent, hidden, *rest)
+    if sees_signals:
+        signals = [e for e in events if e.kind is EventKind.SIGNAL_SENT and e.at_us <= state.at_us]
+        return () if timeout is None else (_date_timeout(timeout, signals),)
+    return _infer_sent(policy, last, state, timeout, processes, events, requested_us)
+
+
+def _date_timeout(event: Event, signals: Sequence[Event]) -> Event:
+    """A limit had passed when the first signal was sent because of it."""
+    sent = [e.at_us for e in signals if e.at_us >= (event.at_min_us or event.at_us)]
+    at_us = min([*sent, event.at_us])
+    return replace(event, at_us=at_us, at_max_us=at_us)
+
+
+def _infer_sent(
+    policy: StopPolicy,
+    last: Event | None,
+    state: Event,
+    timeout: Event | None,
+    processes: Sequence[WatchedProcess],
+    events: Sequence[Event],
+    requested_us: int,
+) -> tuple[Event, ...]:
+    """The limit that passed, if one did, and the signals to those who were there then."""
     if timeout is not None and timeout.at_min_us is not None:
         since = timeout.at_min_us
     else:

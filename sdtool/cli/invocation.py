@@ -78,16 +78,20 @@ class Invocation:
 
         from sdtool.host import Host
 
-        async def answer() -> T:
+        answers: list[T] = []
+
+        async def answer() -> None:
             with _ended_by_signals(interrupt):
                 async with Host(self.scope) as host:
-                    return await question(host)
+                    # Not returned: signal(2) of Python prints the result of the task to nowhere.
+                    answers.append(await question(host))
 
         self.configure_logging()
         try:
-            return asyncio.run(answer())
+            asyncio.run(answer())
         except (KeyboardInterrupt, asyncio.CancelledError) as error:
             raise Interrupted(self.farewell or "Interrupted.") from error
+        return answers[0]
 
     def configure_logging(self) -> None:
         """Send what is logged to stderr, as much as the options ask for."""

@@ -116,6 +116,8 @@ class Ends:
             at_us = end.waited if source is EventSource.DBUS else None
             who = self._who(pid)
             self._log.note(EventKind.PROCESS_REAPED, source, at_us=at_us, **who, exit=status)
+        elif end.told is not None:
+            self._members.release(pid)
 
     def settle(self) -> None:
         """Make the events of which all is known, or that have waited long enough."""

@@ -238,7 +238,6 @@ class Members:
             return
         role = Role.CONTROL if by_manager else self._role_of(event.pid)
         if facts is not None and facts.id == identity and self._pidfds is not None:
-            make_room_for_descriptors(1)
             self._pidfds.watch(identity, comm, role)
         process = WatchedProcess(
             pid=identity.pid,
@@ -284,8 +283,11 @@ class Members:
         stop_signal = policy.kill_signal if policy is not None else None
         if signal == stop_signal and process.disposition is Disposition.IGNORES:
             return True
-        facts = processes.read_masked(pid)
-        return facts is not None and predict(facts, signal)[0] is Disposition.IGNORES
+        facts = processes.read_process(pid)
+        if facts is None or facts.state in "ZX":
+            return False
+        masked = replace(facts, masks=processes.read_masks(pid, facts.state))
+        return predict(masked, signal)[0] is Disposition.IGNORES
 
     # What the manager says of them -----------------------------------------------------------
 
@@ -373,6 +375,12 @@ class Members:
                 comm=process.comm,
                 role=process.role,
             )
+
+    def release(self, pid: int) -> None:
+        """All is known of an end: its pidfd has nothing to add."""
+        identity = self._by_pid.get(pid)
+        if identity is not None and self._pidfds is not None:
+            self._pidfds.release(identity)
 
     def still_watched(self) -> frozenset[ProcessId]:
         """Those that have not been reaped yet."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, TypeVar
 
 from sdtool.analysis import journal, timeline
 from sdtool.analysis.events import exits_by_pid
@@ -18,6 +17,7 @@ from sdtool.analysis.phases import ENDED
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
 from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog, now_us
+from sdtool.host.lastword import LastWord
 from sdtool.host.lives import Lives
 from sdtool.host.members import Members
 from sdtool.host.observers import JournalObserver, Observers
@@ -49,36 +49,8 @@ POLL_S = 0.005
 RECENT_US = 1_000
 """The kernel's record is not read again so soon: of many units that end, each wants it read."""
 
-LAST_WORD_S = 3.5
-"""How long the manager is asked for what only it knows of a unit whose job is over."""
-
-T = TypeVar("T")
-
 LOST_JOB = "lost"
 """Stands for the path of a job that was over before its path was known."""
-
-
-class _LastWord:
-    """How long the manager is waited for once the job is over.
-
-    Attributes:
-        until: By the event loop's clock.
-    """
-
-    def __init__(self, until: float | None) -> None:
-        self._now = asyncio.get_running_loop().time
-        self._is_given = until is not None
-        self.until = self._now() + LAST_WORD_S if until is None else until
-
-    @property
-    def left_s(self) -> float:
-        """Seconds."""
-        return max(0.0, self.until - self._now())
-
-    def renew(self) -> None:
-        """Wait as long anew: the manager was needed, and heard, for something else."""
-        if not self._is_given:
-            self.until = self._now() + LAST_WORD_S
 
 
 class StopWatch:
@@ -126,9 +98,8 @@ class StopWatch:
         self._still_held: tuple[SocketFacts, ...] | None = ()
         self._last_state_read = True
         self._still_up: frozenset[str] | None = None
-        self._unread: list[str] = []
+        self._last_word = LastWord(unit.name)
         self._commands: tuple[StopCommand, ...] = ()
-        self._questions: set[asyncio.Task[Any]] = set()
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
 
@@ -341,18 +312,17 @@ class StopWatch:
             raise self._crash
         if self.failure is not None:
             return
-        patience = _LastWord(until)
-        self._unread.clear()
-        await self._settle(patience)
-        await self._wait_for_along(patience)
-        await self._look_around(patience)
+        self._last_word.begin(until)
+        await self._settle()
+        await self._wait_for_along()
+        await self._look_around()
         self._record.pump(now_us() - RECENT_US)
         self.read_observers()
         self.told.infer_phases(now_us())
-        await self._consult_journal(patience)
+        await self._consult_journal()
         self.finished = True
 
-    async def _consult_journal(self, patience: _LastWord) -> None:
+    async def _consult_journal(self) -> None:
         """Ask the journal, only where something is still open: that takes a moment."""
         if not self._journal.is_wanted or not journal.is_open(self.record()):
             return
@@ -360,60 +330,34 @@ class StopWatch:
             self._details.unit,
             since_us=self.told.requested_us,
             manager=self._record.manager,
-            deadline_s=patience.left_s,
+            deadline_s=self._last_word.left_s,
         )
         record = self.record()
         events = journal.build_events(records, record)
         self._members.take_unseen(journal.find_unseen(events, record.processes))
         self._log.add(*events)
 
-    async def _ask(self, question: Coroutine[Any, Any, T], patience: _LastWord) -> T:
-        """Ask the manager, for as long as there is patience.
-
-        The question itself is not broken off: others wait for the connection that it renews.
-
-        Raises:
-            Unavailable: There is no answer.
-        """
-        task = asyncio.create_task(question)
-        self._questions.add(task)
-        task.add_done_callback(self._forget)
-        done, _ = await asyncio.wait({task}, timeout=patience.left_s)
-        if not done:
-            raise Unavailable("The manager does not answer.", subject=self.name)
-        return task.result()
-
-    def _forget(self, question: asyncio.Task[Any]) -> None:
-        """A failure that nobody waits for any more is nobody's business."""
-        self._questions.discard(question)
-        if not question.cancelled():
-            question.exception()
-
-    def _miss(self, what: str, error: SdtoolError) -> None:
-        """Note what could not be read after the stop, and why."""
-        self._unread.append(f"{what} is not known ({str(error).rstrip('.')})")
-
-    async def _wait_for_along(self, patience: _LastWord) -> None:
+    async def _wait_for_along(self) -> None:
         """Wait for those that are on their way down; no job by now means that they stay."""
         for watch in self.along:
             if not watch.told.has_job:
                 continue
             if not watch.told.over.is_set():
                 await watch.told.over.wait()
-                patience.renew()
-            await watch.wait_for_end(patience.until)
+                self._last_word.renew()
+            await watch.wait_for_end(self._last_word.until)
             if watch.failure is not None:
-                self._miss(f"what became of {watch.name}", watch.failure)
+                self._last_word.miss(f"what became of {watch.name}", watch.failure)
 
-    async def _settle(self, patience: _LastWord) -> None:
+    async def _settle(self) -> None:
         """Until all that was watched has ended and been freed, at most a quarter of a second.
 
         A round trip first: it brings every signal that the manager sent before its answer.
         """
         try:
-            state = await self._ask(self.read_state(), patience)
+            state = await self._last_word.ask(self.read_state())
         except SdtoolError as error:
-            self._miss("whether it is in another state by now", error)
+            self._last_word.miss("whether it is in another state by now", error)
             self._last_state_read = False
         else:
             await asyncio.sleep(0)
@@ -451,7 +395,7 @@ class StopWatch:
             waiting = frozenset(process for process in waiting if process.pid in ended)
         return released and not waiting and self._ends.is_settled
 
-    async def _look_around(self, patience: _LastWord) -> None:
+    async def _look_around(self) -> None:
         """What still runs, what went down along, what can start it again."""
         if self.told.active_state in ENDED:
             # Where the stop was canceled or undone, what runs is no left-over.
@@ -464,15 +408,15 @@ class StopWatch:
             self._still_held = self._observers.read_held()
         except SdtoolError as error:
             self._still_held = None
-            self._miss("which of its ports are free", error)
+            self._last_word.miss("which of its ports are free", error)
         names = (*self._along_names, *self._details.triggered_by)
         if not names:
             self._still_up = frozenset()
             return
         try:
-            units = await self._ask(self._manager.list_named(names), patience)
+            units = await self._last_word.ask(self._manager.list_named(names))
         except SdtoolError as error:
-            self._miss(f"whether {', '.join(names)} is up", error)
+            self._last_word.miss(f"whether {', '.join(names)} is up", error)
             return
         self._still_up = frozenset(u.name for u in units if u.active_state not in ENDED)
 
@@ -520,7 +464,7 @@ class StopWatch:
             triggers_active=triggers,
             result_before=self._details.unit.result,
             already_inactive=self.already_inactive,
-            unread_reason="; ".join(self._unread) or None,
+            unread_reason=self._last_word.unread_reason,
             last_state_read=self._last_state_read,
             commands=self._commands,
             lost_along=tuple(w.name for w in self.along if w.told.has_job and not w.finished),
@@ -562,6 +506,5 @@ class StopWatch:
 
     def close(self) -> None:
         """End every observer and question; safe to call at any moment."""
-        for question in self._questions:
-            question.cancel()
+        self._last_word.close()
         self._observers.close()

@@ -8,6 +8,7 @@ Source: pidfd_open(2), linux/pidfd.h.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -94,6 +95,21 @@ def make_room_for_descriptors(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
+def _open(pid: int) -> int:
+    """A pidfd, over the soft limit of open files too.
+
+    Raises:
+        OSError: There is no such process, or the hard limit is reached.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    make_room_for_descriptors(1)
+    return os.pidfd_open(pid)
+
+
 class PidfdObserver:
     """Watches the exits of a growing set of processes of one unit.
 
@@ -107,6 +123,7 @@ class PidfdObserver:
         self._unit = unit
         self._epoll = select.epoll()
         self._watched: dict[int, tuple[ProcessId, str, Role]] = {}
+        self._pidfds: dict[ProcessId, int] = {}
         self._exited: dict[int, int] = {}
         self.lost = 0
         self.available = True
@@ -119,7 +136,7 @@ class PidfdObserver:
     def watch(self, process: ProcessId, comm: str, role: Role) -> bool:
         """Begin to watch a process; False when it is gone already or its pid was reused."""
         try:
-            pidfd = os.pidfd_open(process.pid)
+            pidfd = _open(process.pid)
         except ProcessLookupError:
             return False
         except OSError as error:
@@ -130,14 +147,22 @@ class PidfdObserver:
             os.close(pidfd)
             return False
         self._watched[pidfd] = (process, comm, role)
+        self._pidfds[process] = pidfd
         self._epoll.register(pidfd, select.EPOLLIN)
         return True
 
+    def release(self, process: ProcessId) -> None:
+        """Watch a process no more: others have told its end."""
+        pidfd = self._pidfds.get(process)
+        if pidfd is not None:
+            self._exited.pop(pidfd, None)
+            self._forget(pidfd)
+
     def note_role(self, process: ProcessId, role: Role) -> None:
         """Correct the role that a process is reported with."""
-        for pidfd, (watched, comm, _) in self._watched.items():
-            if watched == process:
-                self._watched[pidfd] = (watched, comm, role)
+        pidfd = self._pidfds.get(process)
+        if pidfd is not None:
+            self._watched[pidfd] = (process, self._watched[pidfd][1], role)
 
     def read_events(self) -> tuple[Event, ...]:
         """Exits and reaps since the last call; call it every few milliseconds.
@@ -200,11 +225,11 @@ class PidfdObserver:
     def _forget(self, pidfd: int) -> None:
         self._epoll.unregister(pidfd)
         os.close(pidfd)
-        del self._watched[pidfd]
+        del self._pidfds[self._watched.pop(pidfd)[0]]
 
     def watching(self) -> frozenset[ProcessId]:
         """The processes that have not been reaped yet."""
-        return frozenset(process for process, _, _ in self._watched.values())
+        return frozenset(self._pidfds)
 
     def close(self) -> None:
         """Stop watching."""

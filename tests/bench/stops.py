@@ -54,6 +54,8 @@ class Cost(NamedTuple):
 
 def main() -> None:
     """Stop every unit with everyone in turn, and print what it cost."""
+    # As installed: modules are compiled once, and not for each run.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with manager_of(COMMANDS) as manager:
         print(f"from the request to dead  (ms, median of {RUNS})")
         print(f"{'':22}" + "".join(f"{name:>15}" for name in CONTENDERS))

@@ -449,7 +449,7 @@ async def test_end_whose_state_nobody_told_is_unknown(
     fake: FakeSystemd, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is done, and the manager was lost before it said what the unit is."""
-    monkeypatch.setattr(stopwatch, "LAST_WORD_S", 0.5)
+    monkeypatch.setattr(lastword, "LAST_WORD_S", 0.5)
     fake.add("a.service", stop="hangs")
     done = fake.job_removed(f"{ROOT}/job/1", "a.service", "done")
     stopping = await stop_until_job_done(fake, lambda: [done])

@@ -777,3 +777,26 @@ def test_stop_is_unknown_where_what_was_not_read_can_be_worse(
     report = stopped([], [], active_state=active_state, unread_reason="it was lost", **missed)
     assert (expected, "it was lost") == (report.verdict, report.unread_reason)
     assert (expected is Verdict.UNKNOWN) == ("it was lost" in report.verdict_reason)
+
+
+# Signals that were seen ----------------------------------------------------------------------
+
+
+def test_signals_that_are_seen_are_not_concluded() -> None:
+    """Nobody was signalled of whom that was not seen."""
+    state = phase(ms(4), "stop-sigterm")
+    assert () == infer_phase(policy(), state, [MAIN, CHILD], [state], T0, sees_signals=True)
+
+
+def test_limit_had_passed_when_its_signal_was_sent() -> None:
+    """The word of the phase comes later; a signal of before is of the phase before."""
+    before, kill = phase(ms(4), "stop-sigterm"), phase(ms(2010), "stop-sigkill")
+    sent_at = [ms(3), ms(2005), ms(2006)]
+    signals = [event(at_us, EventKind.SIGNAL_SENT, pid=10, signal="x") for at_us in sent_at]
+    told = [before, kill, *signals]
+    (timeout,) = infer_phase(policy(), kill, [MAIN], told, T0, sees_signals=True)
+    assert ("stop-sigterm", ms(2005), ms(2005)) == (
+        timeout.sub_state,
+        timeout.at_us,
+        timeout.at_max_us,
+    )
