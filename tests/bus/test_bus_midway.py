@@ -14,7 +14,7 @@ from fake_systemd import MANAGER, ROOT, FakeSystemd, FakeUnit, signal
 from private_broker import Broker
 
 from sdtool.errors import Unavailable
-from sdtool.host import Host, stopwatch
+from sdtool.host import Host, lastword
 from sdtool.model.answer import Answer
 from sdtool.model.manager import ConnectionLost, ConnectionRenewed
 from sdtool.model.scope import Scope
