@@ -152,9 +152,26 @@ def _seen_kill(
     sender = f"{kill.sender_pid} ({kill.sender_comm or '?'})"
     if record.manager_pid is None:
         return None, f"ended by SIGKILL from {sender}; which process the manager is is not known"
-    if _is_managers(kill, record):
-        return True, "ended by SIGKILL, which the manager had sent"
-    return False, f"ended by SIGKILL from {sender}"
+    if not _is_managers(kill, record):
+        return False, f"ended by SIGKILL from {sender}"
+    if _was_asked_for(kill, record):
+        return False, "ended by SIGKILL, which somebody had the manager send (systemctl kill)"
+    return True, "ended by SIGKILL, which the manager had sent"
+
+
+def _was_asked_for(kill: Event, record: StopRecord) -> bool:
+    """Whether the manager sent SIGKILL outside of every phase in which it does by itself."""
+    if record.policy is None or record.policy.final_kill_signal != SIGKILL:
+        return record.policy is not None
+    states = states_of(record.events)
+    phases = (state.at_us for state in states if is_kill_phase(state.sub_state or ""))
+    # The manager stamps a phase when it has sent its signals.
+    earliest, latest = kill.at_us - TIMER_LEAD_US, kill.at_us + KILL_SLACK_US
+    in_phase = any(earliest <= at_us <= latest for at_us in phases)
+    ended_us = main_end(record.processes, exits_by_pid(record.events))
+    of_rest = kills_rest(record.policy) and ended_us is not None and ended_us <= kill.at_us
+    unseen = any(since <= kill.at_us <= until for since, until in unseen_spans(record.events))
+    return not (in_phase or of_rest or unseen or _ran_out_before(kill.at_us, record.events))
 
 
 def _unexplained_kill(
@@ -192,10 +209,10 @@ def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | No
 
 
 def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
-    """Whether a phase of the stop signal had used up its time before the exit."""
+    """Whether a phase that SIGKILL comes after had used up its time before the exit."""
     return any(
         isinstance(event.limit_us, int)
-        and (event.sub_state or "").endswith(("-sigterm", "-watchdog"))
+        and event.then == SIGKILL
         and exit_us >= event.at_us + event.limit_us - min(TIMER_LEAD_US, event.limit_us // 2)
         for event in states_of(events)
     )

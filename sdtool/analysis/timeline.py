@@ -27,7 +27,13 @@ from sdtool.analysis.events import (
     unseen_spans,
 )
 from sdtool.analysis.fates import build_fates
-from sdtool.analysis.phases import is_kill_phase, kills_rest, roles_signalled, signal_of
+from sdtool.analysis.phases import (
+    SIGKILL,
+    is_kill_phase,
+    kills_rest,
+    roles_signalled,
+    signal_of,
+)
 from sdtool.analysis.verdict import judge
 from sdtool.model.process import Role
 from sdtool.model.stop import (
@@ -36,11 +42,15 @@ from sdtool.model.stop import (
     EventSource,
     Evidence,
     ExitCode,
+    ExitSignal,
     StopPolicy,
     StopRecord,
     StopReport,
     WatchedProcess,
 )
+
+SUCCESS = "success"
+"""The result of a unit of which nothing has failed."""
 
 
 def build(record: StopRecord) -> StopReport:
@@ -136,7 +146,12 @@ def _infer_sent(
     else:
         since = last.at_us if last is not None else requested_us
     exits, own = exits_by_pid(events), group_by_pid(events)
-    there = [p for p in processes if _was_there(p, state, exits, own.get(p.pid, ()))]
+    signal = signal_of(policy, state.sub_state or "")
+    repeated = last is not None and signal_of(policy, last.sub_state or "") == signal
+    first_us = None if repeated else since
+    there = [
+        p for p in processes if _was_there(p, state, signal, first_us, exits, own.get(p.pid, ()))
+    ]
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
@@ -192,9 +207,12 @@ def _infer_hidden(
 
 
 def _infer_timeout(last: Event, state: Event) -> Event | None:
-    """A phase that lasted as long as its limit was ended by it."""
+    """A phase that lasted as long as its limit was ended by it, and the result says so.
+
+    A service can have asked for more time (EXTEND_TIMEOUT_USEC); its result stays success.
+    """
     limit = last.limit_us
-    if not isinstance(limit, int):
+    if not isinstance(limit, int) or state.result == SUCCESS:
         return None
     earliest_us = last.at_us + limit - min(TIMER_LEAD_US, limit // 2)
     # A state whose time is inferred can have come as early as its bounds allow.
@@ -237,24 +255,39 @@ def _infer_signals(
     at_us = max(since, min([*ends, state.at_us]))
     return tuple(
         _sent(state.unit, target, name, at_us, since, state.at_us)
-        for name in signals
         for target in targets
+        for name in signals
     )
 
 
 def _was_there(
-    process: WatchedProcess, state: Event, exits: Mapping[int, Event], own: Sequence[Event]
+    process: WatchedProcess,
+    state: Event,
+    signal: str | None,
+    first_us: int | None,
+    exits: Mapping[int, Event],
+    own: Sequence[Event],
 ) -> bool:
-    """Whether the process ran when the phase began, and so got its signal."""
+    """Whether the process ran when the phase began, and so got its signal.
+
+    Args:
+        signal: The one that the phase sends.
+        first_us: Since when it can have been sent; None where the phase before sent it too.
+    """
     born_late = process.seen_us is not None and process.seen_us > state.at_us
     gone = exits.get(process.pid)
     if born_late or gone is None:
         return not born_late
     status = status_of(own)
-    if is_kill_phase(state.sub_state or "") and isinstance(status, ExitCode):
+    died = isinstance(status, ExitSignal) and status.signal == signal
+    unread = status is None and process.seen_us is None
+    if (died or unread) and first_us is not None and first_us <= gone.at_us:
+        # However long before the word of the phase: to many the signal takes its time.
+        return True
+    if signal == SIGKILL and isinstance(status, ExitCode):
         # Nobody exits by itself after SIGKILL.
         return False
-    if process.seen_us is not None and status == ExitCode(code=0):
+    if process.seen_us is not None and not died:
         # A command of ExecStop= and its helpers: the phase began because they were done.
         return gone.at_us > state.at_us + EXIT_LAG_US
     return gone.at_us >= state.at_us - SIGNAL_LEAD_US

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sdtool.analysis.events import exits_by_pid, main_end
-from sdtool.analysis.phases import ENDED, kills_rest
-from sdtool.model.stop import EventKind, ProcessFate, StopRecord, Verdict
+from sdtool.analysis.phases import ENDED, SIGKILL, kills_rest
+from sdtool.model.stop import Event, EventKind, ProcessFate, StopRecord, Verdict
 
 FAILED_JOBS = frozenset(
     {"canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert"}
@@ -50,9 +50,15 @@ def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
     main_exit = main_end(record.processes, exits_by_pid(record.events))
     if record.policy and kills_rest(record.policy) and main_exit and record.result == "success":
         return f"{names} got SIGKILL and no stop signal: KillMode=mixed ends the rest so."
-    last = max(fate.exit_us or record.ended_us for fate in killed)
+    pids = {fate.pid for fate in killed}
+    kills = [e.at_us for e in record.events if e.pid in pids and _is_kill(e)]
+    last = max(kills, default=record.ended_us)
     seconds = (last - record.requested_us) / 1_000_000
     return f"{names} had to be SIGKILLed after {seconds:.1f} s."
+
+
+def _is_kill(event: Event) -> bool:
+    return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
 
 
 def _failure(record: StopRecord) -> str | None:

@@ -141,6 +141,9 @@ class Ends:
             source, at_us = end.told.source, end.told.at_us
         elif better := end.seen or (end.missed if end.waited is None else None):
             why = better.text if end.status is None else None
+            if end.waited is not None and end.waited < better.at_us:
+                # The manager had waited for it by then.
+                better = replace(better, at_us=end.waited, at_min_us=None, at_max_us=None)
             self._log.add(replace(better, **who, exit=end.status, text=why))
             return
         else:

@@ -31,7 +31,8 @@ from sdtool.sources.pidfds import PidfdObserver, make_room_for_descriptors
 BORN_LATE = Disposition.UNKNOWN, "it was born during the stop"
 
 ADOPT_WAIT_US = 20_000
-"""How long a process that a walk has found is kept back for the moment of its birth."""
+"""How long a process that a walk has found is kept back: for its name, and for the moment of its
+birth where the record tells that."""
 
 Adopt = Callable[[int, frozenset[int]], None]
 """Called with the pid and the tasks of a process that was found."""
@@ -150,12 +151,10 @@ class Members:
                 seen_us=seen_us,
             ),
         )
-        if self.adopt is None:
-            if born_now:
-                self._note_birth(facts.id, EventSource.CGROUP)
-            return
         if born_now:
             self._untold[facts.id] = now_us()
+        if self.adopt is None:
+            return
         tasks = frozenset(processes.read_tasks(facts.id.pid))
         # The first one has ended where it is a zombie: the process is what the others are.
         ended = {facts.id.pid} if facts.state in "ZX" else set()
@@ -177,12 +176,22 @@ class Members:
         )
 
     def settle(self) -> None:
-        """Tell of those that a walk has found, and of whose birth the record says nothing."""
+        """Tell of those that a walk has found, and of whose birth the record says nothing.
+
+        A moment after it was made a process runs its own program, and has its name.
+        """
         now = now_us()
         for identity, found_us in tuple(self._untold.items()):
             if now - found_us > ADOPT_WAIT_US:
                 del self._untold[identity]
+                self._read_name(identity.pid)
                 self._note_birth(identity, EventSource.CGROUP)
+
+    def _read_name(self, pid: int) -> None:
+        """Read its name once more; that of one that is gone stays."""
+        facts = processes.read_process(pid)
+        if facts is not None and self._is_known(facts.id):
+            self.rename(pid, facts.comm, None)
 
     def _predict(self, facts: ProcessFacts) -> tuple[Disposition, str]:
         policy = self._details.policy
@@ -313,6 +322,7 @@ class Members:
             self._known[identity] = replace(process, role=Role.CONTROL)
             if self._pidfds is not None:
                 self._pidfds.note_role(identity, Role.CONTROL)
+        self._read_name(pid)
         self._note_control(EventKind.CONTROL_START, pid, at_us, self._programs.get(pid))
 
     def meet_command(self, command: StopCommand) -> None:

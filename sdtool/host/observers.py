@@ -5,6 +5,7 @@ They need no manager, and go on while it is out of reach.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from sdtool.errors import Unavailable
 from sdtool.host.record import explain_switch
 from sdtool.host.session import Session
 from sdtool.model.journal import JournalRecord
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import Socket, SocketFacts, SocketFilter, SocketStates, inodes_of
 from sdtool.model.stop import Event, ObserverState
 from sdtool.model.unit import Unit
 from sdtool.sources import cgroups, namespaces
@@ -107,27 +108,42 @@ class Observers:
     def _is_wanted(self, switch: str) -> bool:
         return explain_switch(switch, self._wanted) is None
 
-    def arm(self, group: str | None) -> None:
-        """Start to watch a cgroup and the sockets that it made; None for a unit without one."""
+    def arm(self, group: str | None, listeners: Collection[Socket]) -> None:
+        """Start to watch a cgroup and the sockets that it made.
+
+        Args:
+            group: None for a unit without one.
+            listeners: What the manager itself listens on for it, a .socket.
+        """
         if group is not None and self._is_wanted("cgroup"):
             self._all.append(CgroupObserver(self._unit, self._mount, group))
-        if group is not None and self._is_wanted("sockets"):
-            self._sockets = self._observe_sockets(group)
+        if (group is not None or listeners) and self._is_wanted("sockets"):
+            self._sockets = SocketObserver(self._unit)
             self._all.append(self._sockets)
+            if group is not None:
+                self._observe_group(self._sockets, group)
+            if listeners:
+                self._observe_listeners(self._sockets, listeners)
 
-    def _observe_sockets(self, group: str) -> SocketObserver:
-        observer = SocketObserver(self._unit)
+    def _observe_listeners(self, observer: SocketObserver, listeners: Collection[Socket]) -> None:
+        known = inodes_of(observer.listeners)
+        inodes = {socket.inode for socket in listeners if socket.inode} - known
+        wanted = SocketFilter(states=SocketStates.LISTENING)
+        places = {socket.netns for socket in listeners}
+        census = namespaces.read_namespaces()
+        observer.arm([one for one in census.namespaces if one.inode in places], wanted, inodes)
+
+    def _observe_group(self, observer: SocketObserver, group: str) -> None:
         tree = cgroups.read_tree(self._mount, group)
         if not tree.ids:
-            return observer
-        ids = tuple(sorted(tree.ids))
+            return
+        wanted = SocketFilter(cgroups=tuple(sorted(tree.ids)))
         sweep = Sweep(pid for found in tree.members.values() for pid in found)
         places = namespaces.read_namespaces_of(sweep.pids).namespaces
-        listed = observer.arm(places, ids)
+        listed = observer.arm(places, wanted)
         left = sweep.with_ports(sweep.sockets - listed)
         with sweep.look_closer(left, {place.inode for place in places}) as closer:
-            observer.arm(closer.namespaces, ids)
-        return observer
+            observer.arm(closer.namespaces, wanted)
 
     def filenos(self) -> list[int]:
         """Their descriptors."""

@@ -145,6 +145,7 @@ async def _watch(
         signals = await manager.subscribe()
         for watch in everyone:
             await watch.hold()
+            await watch.find_listeners()
         _attach(record, everyone, session.scope)
         for watch in everyone:
             watch.arm()

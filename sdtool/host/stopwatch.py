@@ -27,7 +27,7 @@ from sdtool.host.told import State, Told
 from sdtool.model.kernel import KernelEvent, ListenerClosed
 from sdtool.model.manager import ManagerGap
 from sdtool.model.process import ProcessRef, Role
-from sdtool.model.sockets import SocketFacts
+from sdtool.model.sockets import Socket, SocketFacts
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -100,6 +100,8 @@ class StopWatch:
         self._still_up: frozenset[str] | None = None
         self._last_word = LastWord(unit.name)
         self._commands: tuple[StopCommand, ...] = ()
+        self._listeners: tuple[Socket, ...] = ()
+        self._session = session
         self.already_inactive = unit.active_state in ENDED and unit.control_group is None
         self.finished = self.already_inactive
 
@@ -117,7 +119,7 @@ class StopWatch:
 
         The kernel's record goes by then.
         """
-        self._observers.arm(self._details.unit.control_group)
+        self._observers.arm(self._details.unit.control_group, self._listeners)
         if self._record.sources:
             self._ends.has_record = True
             self._lives.manager = self._record.manager
@@ -127,6 +129,15 @@ class StopWatch:
         for state in self._observer_states():
             text = f"{state.name}: {state.reason}"
             self._log.note(EventKind.OBSERVER, EventSource.SDTOOL, text=text)
+
+    async def find_listeners(self) -> None:
+        """Find what the manager listens on for a .socket: whose cgroup made it does not tell."""
+        if self._details.unit.unit_type != "socket" or self.already_inactive:
+            return
+        from sdtool.host.ports import own_sockets
+
+        found, _ = await own_sockets(self._session, self._details.unit, ())
+        self._listeners = tuple(socket for socket in found if socket.port is not None)
 
     async def hold(self) -> None:
         """Keep the manager from forgetting the unit, where it permits that."""
@@ -446,7 +457,7 @@ class StopWatch:
             manager_pid=self._record.manager,
             requested_us=self.told.requested_us,
             ended_us=self.told.ended_us,
-            events=self._log.events,
+            events=self._own_events(),
             processes=self._own_processes(),
             survivors=self._survivors,
             job_result=self.told.job_result,
@@ -478,6 +489,13 @@ class StopWatch:
         # Of the new run they can be seen before it is told, but not before the end of the old.
         until_us = min(self.told.started_us, self.told.ended_us)
         return tuple(p for p in known if p.seen_us is None or p.seen_us < until_us)
+
+    def _own_events(self) -> tuple[Event, ...]:
+        """What happened to its processes; those of a new run have a stop of their own."""
+        if self.told.started_us is None:
+            return self._log.events
+        own = {process.pid for process in self._own_processes()}
+        return tuple(e for e in self._log.events if e.pid is None or e.pid in own)
 
     def _ports(self) -> tuple[tuple[PortChange, ...], tuple[PortChange, ...]]:
         """Its listening ports that are free, and those that are taken."""

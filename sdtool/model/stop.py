@@ -172,8 +172,9 @@ class Event:
 
     Attributes:
         at_us: When; for an inferred event the moment within its bounds that fits the others.
-        at_min_us: The earliest moment of an inferred event, the beginning of a gap; else None.
-        at_max_us: The latest moment of an inferred event, the end of a gap; else None.
+        at_min_us: The earliest moment of an inferred event, or of one that was seen late; the
+            beginning of a gap; else None.
+        at_max_us: The latest moment of those; the end of a gap; else None.
         sender_pid: Who sent a signal; None where that was not seen, or the kernel did by itself,
             which ``source`` tells apart.
         exit: The wait status; None while it is not known, and ``text`` says why.

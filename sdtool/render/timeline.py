@@ -97,9 +97,10 @@ def _line(group: Sequence[Event], start_us: int, *, with_unit: bool) -> Text:
         line.append(f"{clean(event.unit)}  ", "dim")
     is_managers = event.kind is EventKind.GAP and event.source is EventSource.SDTOOL
     line.append_text(_gap(event, start_us) if is_managers else _words(group))
-    if inferred and event.at_min_us is not None and event.at_max_us is not None:
+    if not is_managers and event.at_min_us is not None and event.at_max_us is not None:
         low, high = event.at_min_us - start_us, event.at_max_us - start_us
-        line.append(f"  (inferred: {seconds(low)} to {seconds(high)})", "dim")
+        how = "inferred" if inferred else "seen late"
+        line.append(f"  ({how}: {seconds(low)} to {seconds(high)})", "dim")
     return line
 
 

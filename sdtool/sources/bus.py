@@ -32,6 +32,13 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 CALL_TIMEOUT_S = 3.5
 INTERACTIVE_TIMEOUT_S = 120.0
+
+STOOD_STILL_S = 0.25
+"""A deadline that passes so late was not watched: this process was stopped meanwhile."""
+
+READ_S = 0.25
+"""How long an answer that came meanwhile may take to be read."""
+
 MAX_GREETING = 4096
 
 BROKER = "org.freedesktop.DBus"
@@ -265,9 +272,11 @@ class Connection:
     async def _exchange(self, message: Message, deadline_s: float) -> Message:
         if self._lost is not None:
             raise NoAnswer(self._lost)
-        deadline = asyncio.timeout(deadline_s)
+        deadline = asyncio.timeout(None)
+        timer = _Timer(deadline)
         try:
             async with deadline:
+                timer.start(deadline_s)
                 self._deadlines.add(deadline)
                 reply = await self._bus.call(message)
         except TimeoutError as error:
@@ -279,6 +288,7 @@ class Connection:
                 self._lost or f"the connection to the bus ended: {_reason(error)}"
             ) from error
         finally:
+            timer.cancel()
             self._deadlines.discard(deadline)
         if reply is None:
             raise NoAnswer(self._lost or "the connection ended")
@@ -356,6 +366,35 @@ class Connection:
             # A deadline can end this wait too.
             self._end("the connection was closed")
             _release(self._bus)
+
+
+class _Timer:
+    """Lets a deadline pass in time, but not while its answer waits to be read.
+
+    Who was stopped meanwhile (Ctrl-Z, a frozen cgroup) finds both at once, and the answer takes
+    a moment.
+    """
+
+    def __init__(self, deadline: asyncio.Timeout) -> None:
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float) -> None:
+        """Count from now on."""
+        due = self._loop.time() + seconds
+        self._handle = self._loop.call_at(due, self._pass, due)
+
+    def _pass(self, due: float) -> None:
+        if self._loop.time() - due > STOOD_STILL_S:
+            self.start(READ_S)
+        else:
+            self._deadline.reschedule(self._loop.time())
+
+    def cancel(self) -> None:
+        """The answer is there, or nobody waits for it any more."""
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 def _reason(error: Exception) -> str:

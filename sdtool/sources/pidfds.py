@@ -29,6 +29,9 @@ PIDFD_GET_INFO = (3 << 30) | (INFO.size << 16) | (0xFF << 8) | 11
 REAP_WAIT_US = 30_000
 """How long an exit is kept back for its wait status, which only the reaping makes readable."""
 
+LATE_US = 100_000
+"""After so long a time without a look an exit has bounds: it was seen, but not when it was."""
+
 SPARE_DESCRIPTORS = 64
 
 NO_EXIT_INFO = "the kernel gives wait statuses to the parent only (needs Linux 6.15)"
@@ -125,6 +128,8 @@ class PidfdObserver:
         self._watched: dict[int, tuple[ProcessId, str, Role]] = {}
         self._pidfds: dict[ProcessId, int] = {}
         self._exited: dict[int, int] = {}
+        self._read_us = 0
+        self._bounds: dict[int, tuple[int, int]] = {}
         self.lost = 0
         self.available = True
         self.has_status, self.reason = exit_info
@@ -170,7 +175,9 @@ class PidfdObserver:
         An exit comes with its wait status when it is reaped soon, else without it, and the
         status comes with the reap. Those of one call are a microsecond apart, in their order.
         """
-        now = time.monotonic_ns() // 1000
+        last_us, now = self._read_us, time.monotonic_ns() // 1000
+        self._read_us = now
+        is_late = 0 < last_us < now - LATE_US
         events: list[Event] = []
         # epoll(7) queues what becomes ready: who was killed because another had ended comes later.
         for at_us, (pidfd, mask) in enumerate(
@@ -180,6 +187,8 @@ class PidfdObserver:
                 # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
                 self._epoll.modify(pidfd, 0)
                 self._exited[pidfd] = at_us
+                if is_late:
+                    self._bounds[pidfd] = last_us, at_us
             if mask & select.EPOLLHUP:
                 events.append(self._read_reaped(pidfd, at_us))
         return (*events, *self._read_unreaped(now))
@@ -210,9 +219,12 @@ class PidfdObserver:
         self, pidfd: int, kind: EventKind, at_us: int, status: ExitStatus | None, why: str | None
     ) -> Event:
         process, comm, role = self._watched[pidfd]
+        at_min_us, at_max_us = self._bounds.get(pidfd, (None, None))
         return Event(
             unit=self._unit,
             at_us=at_us,
+            at_min_us=at_min_us,
+            at_max_us=at_max_us,
             kind=kind,
             source=EventSource.PIDFD,
             pid=process.pid,
@@ -225,6 +237,7 @@ class PidfdObserver:
     def _forget(self, pidfd: int) -> None:
         self._epoll.unregister(pidfd)
         os.close(pidfd)
+        self._bounds.pop(pidfd, None)
         del self._pidfds[self._watched.pop(pidfd)[0]]
 
     def watching(self) -> frozenset[ProcessId]:

@@ -10,7 +10,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from sdtool.errors import Unavailable
 from sdtool.model.sockets import SocketFacts, SocketFilter, SocketStates, inodes_of, is_listening
@@ -45,17 +45,24 @@ class SocketObserver:
         self.listeners: tuple[SocketFacts, ...] = ()
         self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
 
-    def arm(self, places: Sequence[NetworkNamespace], cgroups: tuple[int, ...]) -> frozenset[int]:
-        """Watch the listening sockets that were made in the cgroups, in each namespace.
+    def arm(
+        self,
+        places: Sequence[NetworkNamespace],
+        wanted: SocketFilter,
+        inodes: Collection[int] | None = None,
+    ) -> frozenset[int]:
+        """Watch the listening sockets among those that are wanted, in each namespace.
 
         What cannot be watched is said by ``available`` and ``reason``.
 
+        Args:
+            inodes: These sockets alone; None for all.
+
         Returns:
-            All sockets there that were made in the cgroups, by inode.
+            All sockets there that are wanted, by inode.
         """
         if not self.available:
             return frozenset()
-        wanted = SocketFilter(cgroups=cgroups)
         try:
             looks = look_into(places, lambda: self._arm_here(wanted))
         except (OSError, Unavailable) as error:
@@ -68,6 +75,7 @@ class SocketObserver:
         if refused:
             self.reason += f"; not in network namespaces of its own: {explain_refusal(refused[0])}"
         rows = [row for _, found in looks if isinstance(found, tuple) for row in found]
+        rows = [row for row in rows if inodes is None or row.inode in inodes]
         # Of an MPTCP socket the TCP part is the one whose end is told.
         parts = {row.inode for row in rows if row.protocol == "tcp"}
         listening = [

@@ -39,6 +39,9 @@ from tests.unit.make import (
 
 MANAGER, STRANGER, KERNEL = 1, 999, None
 
+KILLING = phase(ms(5), "stop-sigkill")
+"""The manager is in the phase in which it sends SIGKILL by itself."""
+
 THEIRS = "ended by SIGKILL, which the manager had sent"
 STRANGERS = "ended by SIGKILL from 999 (p999)"
 KERNELS = "ended by the kernel's own SIGKILL"
@@ -74,13 +77,21 @@ def killed(*events: Event, **fields: Any) -> tuple[bool | None, str]:
 
 
 def test_kill_by_the_manager_is_seen() -> None:
-    """In no phase, too: the signal itself was there."""
-    assert (True, THEIRS) == killed(sent(ms(5)), gone(ms(6), MAIN, KILLED))
+    """The signal itself was there, in a phase of its own."""
+    assert (True, THEIRS) == killed(KILLING, sent(ms(5)), gone(ms(6), MAIN, KILLED))
+
+
+def test_kill_that_the_manager_was_asked_for_is_not_its_own() -> None:
+    """In no phase that sends it, and with no limit passed: systemctl kill."""
+    asked = "ended by SIGKILL, which somebody had the manager send (systemctl kill)"
+    stop = phase(ms(1), "stop")
+    assert (False, asked) == killed(stop, sent(ms(5)), gone(ms(6), MAIN, KILLED))
+    assert True is fate(stop, sent(ms(2005)), gone(ms(2006), MAIN, KILLED)).killed_by_manager
 
 
 def test_kill_and_end_of_one_moment_are_cause_and_effect() -> None:
     """Both have the microsecond of the kernel."""
-    assert (True, THEIRS) == killed(gone(ms(5), MAIN, KILLED), sent(ms(5)))
+    assert (True, THEIRS) == killed(KILLING, gone(ms(5), MAIN, KILLED), sent(ms(5)))
     assert (False, STRANGERS) == killed(gone(ms(5), MAIN, KILLED), sent(ms(5), STRANGER))
 
 
@@ -116,7 +127,7 @@ def test_kill_by_the_kernel_is_its_own() -> None:
 def test_first_of_two_kills_ends_it(first: int, second: int, expected: tuple[bool, str]) -> None:
     """The second one finds it on its way, whatever order they were heard in."""
     late = sent(ms(7), second, result=SignalResult.ENDING)
-    assert expected == killed(late, sent(ms(5), first), gone(ms(8), MAIN, KILLED))
+    assert expected == killed(KILLING, late, sent(ms(5), first), gone(ms(8), MAIN, KILLED))
 
 
 def test_kill_after_the_end_was_not_its_cause() -> None:
@@ -128,7 +139,8 @@ def test_kill_after_the_end_was_not_its_cause() -> None:
 @pytest.mark.parametrize("result", [SignalResult.ENDING, SignalResult.PENDING])
 def test_kill_that_did_nothing_is_not_the_cause(result: SignalResult) -> None:
     """The first process of a namespace is not killed from inside; then came the manager's."""
-    events = [sent(ms(5), STRANGER, result=result), sent(ms(7)), gone(ms(8), MAIN, KILLED)]
+    kills = [sent(ms(5), STRANGER, result=result), sent(ms(7))]
+    events = [KILLING, *kills, gone(ms(8), MAIN, KILLED)]
     assert (True, THEIRS) == killed(*events)
 
 
@@ -148,7 +160,8 @@ def test_end_that_was_not_a_kill_is_what_it_was() -> None:
 
 def test_kill_of_a_child_is_that_of_no_other() -> None:
     """Each process has its own signals."""
-    events = (sent(ms(5)), gone(ms(6), MAIN, KILLED), gone(ms(6), CHILD, TERMINATED))
+    ends = gone(ms(6), MAIN, KILLED), gone(ms(6), CHILD, TERMINATED)
+    events = (KILLING, sent(ms(5)), *ends)
     fates = build_fates(
         record(
             processes=(MAIN, CHILD),
@@ -167,7 +180,7 @@ def test_kill_of_a_child_is_that_of_no_other() -> None:
 def test_status_is_not_needed_where_the_kill_was_seen() -> None:
     """Whoever has sent it."""
     unread = gone(ms(6), MAIN, None)
-    assert (True, THEIRS) == killed(sent(ms(5)), unread)
+    assert (True, THEIRS) == killed(KILLING, sent(ms(5)), unread)
     assert (False, STRANGERS) == killed(sent(ms(5), STRANGER), unread)
     assert (False, KERNELS) == killed(sent(ms(5), KERNEL), unread)
 
