@@ -67,6 +67,7 @@ matrix: test-packages $(VENV)/.dev
 bench: bench-packages $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/commands.py
 	$(VENV)/bin/python tests/bench/ports.py
+	$(VENV)/bin/python tests/bench/stops.py
 
 pictures: packages $(VENV)/.dev
 	$(VENV)/bin/python docs/pictures.py

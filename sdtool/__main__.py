@@ -1,5 +1,6 @@
 """``python -m sdtool``, and the console script."""
 
+import gc
 import signal
 import sys
 
@@ -12,6 +13,8 @@ def main() -> int:
     One that comes while the program loads has no sentence yet; one that comes when the answer is
     written is too late to change it.
     """
+    # What is imported is no garbage, and few of us live long enough to make some.
+    gc.set_threshold(50_000)
     for number in SIGNALS[1:]:
         # nohup(1) has it ignored: so it stays.
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -30,6 +33,8 @@ def main() -> int:
             sys.stdout.flush()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # Python would search all that was imported for garbage, which the end of us frees at once.
+    gc.freeze()
     return status
 
 

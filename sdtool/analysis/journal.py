@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sdtool.analysis.fates import build_fates
-from sdtool.analysis.phases import kills_rest
 from sdtool.model.journal import JournalRecord, RecordKind
 from sdtool.model.process import Disposition, Role
 from sdtool.model.stop import (
@@ -17,20 +15,10 @@ from sdtool.model.stop import (
     EventKind,
     EventSource,
     StopRecord,
-    Tier,
     WatchedProcess,
 )
 
 UNSEEN = "only the journal has it: it was born and gone unseen"
-
-
-def is_open(record: StopRecord) -> bool:
-    """Whether something that the journal may tell is not known of a stop."""
-    if any(fate.killed_by_manager is None for fate in build_fates(record)):
-        return True
-    # Who is born when the main process ends, and killed at once, is seen by no walk.
-    unseen = record.tier in (Tier.C, Tier.D)
-    return unseen and record.policy is not None and kills_rest(record.policy)
 
 
 def build_events(records: Iterable[JournalRecord], record: StopRecord) -> tuple[Event, ...]:

@@ -46,6 +46,7 @@ from sdtool.model.stop import (
     StopPolicy,
     StopRecord,
     StopReport,
+    Tier,
     WatchedProcess,
 )
 
@@ -86,6 +87,15 @@ def build(record: StopRecord) -> StopReport:
         ports_held=record.held,
         unread_reason=record.unread_reason,
     )
+
+
+def is_open(record: StopRecord) -> bool:
+    """Whether something that the journal may tell is not known of a stop."""
+    if any(fate.killed_by_manager is None for fate in build_fates(record)):
+        return True
+    # Who is born when the main process ends, and killed at once, is seen by no walk.
+    unseen = record.tier in (Tier.C, Tier.D)
+    return unseen and record.policy is not None and kills_rest(record.policy)
 
 
 # Signals that nobody could see ---------------------------------------------------------------

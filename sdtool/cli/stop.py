@@ -110,7 +110,10 @@ def _confirm(invocation: Invocation, units: list[str], yes: bool) -> list[str]:
 def _stop(
     invocation: Invocation, names: list[str], options: StopOptions, jsonl: bool
 ) -> Answer[StopReport]:
+    from sdtool.host.record import KernelRecord
+
     with ExitStack() as stack:
+        record = stack.enter_context(KernelRecord(options.observers))
         view = None if jsonl or invocation.json else _View(invocation, stack)
         if view is not None:
             on_events: OnEvents = view.on_events
@@ -125,6 +128,7 @@ def _stop(
                 on_request=request.on_request,
                 asking=request.asking,
                 interrupt=request.interrupted,
+                record=record,
             ),
             request.interrupt,
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from sdtool.host.eventlog import OnEvents
+    from sdtool.host.record import KernelRecord
     from sdtool.host.requesting import Asking
     from sdtool.model.answer import Answer
     from sdtool.model.binding import BindAnswer, BindSpec
@@ -193,6 +194,7 @@ class Host:
         on_request: Callable[[str], None] | None = None,
         asking: Asking | None = None,
         interrupt: asyncio.Event | None = None,
+        record: KernelRecord | None = None,
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
@@ -210,6 +212,8 @@ class Host:
             asking: Entered with a unit's name while polkit may ask a person about it, so that
                 an agent can be there and the screen free; see ``StopOptions.interactive``.
                 It says why there is no agent, for the refusal; None where there is one.
+            record: Opened already, by who had something else to do meanwhile; closed by whoever
+                opened it. None to have it opened here.
             interrupt: Set it, after the first ``on_request``, to end the watch within about half
                 a second: units whose jobs are over by then have their reports, each other is an
                 ``Interrupted`` error, which says what is known of its job.
@@ -222,8 +226,8 @@ class Host:
 
         options = options or StopOptions()
         # The kernel takes its time to begin, and we have enough to do meanwhile.
-        with KernelRecord(options.observers) as record:
-            record.open()
+        opening = nullcontext(record) if record else KernelRecord(options.observers)
+        with opening as record:
             import asyncio
 
             from sdtool.host.asking import resolve

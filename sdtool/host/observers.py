@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sdtool.errors import Unavailable
 from sdtool.host.record import explain_switch
 from sdtool.host.session import Session
-from sdtool.model.journal import JournalRecord
 from sdtool.model.sockets import Socket, SocketFacts, SocketFilter, SocketStates, inodes_of
 from sdtool.model.stop import Event, ObserverState
 from sdtool.model.unit import Unit
@@ -21,6 +20,9 @@ from sdtool.sources.cgroups import CgroupObserver
 from sdtool.sources.descriptors import Sweep
 from sdtool.sources.pidfds import PidfdObserver
 from sdtool.sources.sockevents import SocketObserver
+
+if TYPE_CHECKING:
+    from sdtool.model.journal import JournalRecord
 
 JOURNAL_LAG_S = 0.5
 """How long the manager's last record of a stop may take to be there, where others flood it."""

@@ -63,7 +63,10 @@ class Unit(Protocol):
 
 
 class KernelRecord:
-    """Both sources, from before the stops until they are over.
+    """Both sources, from before the stops until they are over; a context manager.
+
+    Entering it takes no time: the kernel is asked beside what follows, and waited for when the
+    record is needed. It is let go of in the same way.
 
     Args:
         wanted: Names of ``OBSERVERS`` to use; None for all.
@@ -85,15 +88,14 @@ class KernelRecord:
         self._opening: threading.Thread | None = None
 
     def __enter__(self) -> KernelRecord:
+        self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self) -> None:
+    def _begin(self) -> None:
         """Begin to make the sources ready, beside whatever else there is to do."""
-        if self._opening is not None:
-            return
         libc.load()
         self._opening = threading.Thread(target=self._open, name="sdtool record")
         self._opening.start()

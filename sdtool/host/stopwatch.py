@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from sdtool.analysis import journal, timeline
+from sdtool.analysis import timeline
 from sdtool.analysis.events import exits_by_pid
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
@@ -335,8 +335,10 @@ class StopWatch:
 
     async def _consult_journal(self) -> None:
         """Ask the journal, only where something is still open: that takes a moment."""
-        if not self._journal.is_wanted or not journal.is_open(self.record()):
+        if not self._journal.is_wanted or not timeline.is_open(self.record()):
             return
+        from sdtool.analysis import journal
+
         records = await self._journal.read(
             self._details.unit,
             since_us=self.told.requested_us,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from sdtool.model.ports import PortBlock
 from sdtool.model.sockets import Socket, endpoint
 from sdtool.model.stop import INFINITY, ExitSignal, ExitStatus, Limit
+
+if TYPE_CHECKING:
+    from sdtool.model.ports import PortBlock
 
 # C0 and C1 controls, the line and paragraph separators, and what can reorder a line (bidi).
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -13,17 +13,10 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sdtool.model.process import ProcessRef
 from sdtool.model.sockets import HolderScan, SocketFacts
-from sdtool.sources.copies import (
-    Held,
-    Tags,
-    copied_socket,
-    describe,
-    explain_refusal,
-    open_namespace,
-)
 from sdtool.sources.namespaces import NetworkNamespace
 from sdtool.sources.processes import (
     HIDDEN,
@@ -37,6 +30,9 @@ from sdtool.sources.processes import (
     read_process,
 )
 from sdtool.sources.spread import spread
+
+if TYPE_CHECKING:
+    from sdtool.sources.copies import Held
 
 INET_NAMES = (b"TCP", b"UDP", b"MPTCP")
 """How the names of protocols with ports begin, as a socket's file has them in sockfs."""
@@ -214,11 +210,17 @@ class Sweep:
             inodes: Of sockets that the kernel does not list where we have looked.
             known: The network namespaces where we have looked.
         """
+        holders = list(filter(_has_port, self.find(inodes)))
+        if not holders:
+            yield CloserLook(namespaces=(), sockets=(), reason=None)
+            return
+        from sdtool.sources.copies import Tags, copied_socket, describe, explain_refusal
+
         opened: dict[int, int] = {}
         found: list[SocketFacts] = []
         reason, tags = None, Tags()
         try:
-            for held in filter(_has_port, self.find(inodes)):
+            for held in holders:
                 try:
                     with copied_socket(held, tags) as copy:
                         facts = describe(copy, held[2])
@@ -246,6 +248,8 @@ def _note_namespace(
     copy: socket.socket, known: Collection[int | None], opened: dict[int, int]
 ) -> int:
     """The network namespace of a socket; the first of each new one leaves it open."""
+    from sdtool.sources.copies import open_namespace
+
     fd = open_namespace(copy)
     netns = os.fstat(fd).st_ino
     if netns in known or netns in opened:
