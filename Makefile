@@ -6,8 +6,8 @@ VENV := .venv
 # What Debian's minimal system lacks: venv, a real systemd with its user bus, ss for the oracles.
 PACKAGES := python3-venv systemd dbus dbus-user-session iproute2
 
-# What boots containers of Debian, for the tests in them.
-CONTAINER_PACKAGES := systemd-container mmdebstrap debian-archive-keyring
+# What boots containers of Debian, for the tests in them; a second witness of what a manager kills.
+TEST_PACKAGES := systemd-container mmdebstrap debian-archive-keyring strace
 
 # A peer of the benchmarks, and what tells the peak memory of a command.
 BENCH_PACKAGES := lsof time
@@ -21,7 +21,7 @@ help:
 	@echo "make bench     ratios against systemctl, ss, lsof and psutil"
 	@echo "make pictures  draw docs/*.svg anew from real output"
 
-test-packages: PACKAGES += $(CONTAINER_PACKAGES)
+test-packages: PACKAGES += $(TEST_PACKAGES)
 bench-packages: PACKAGES += $(BENCH_PACKAGES)
 test-packages bench-packages packages:
 	@command -v dpkg-query >/dev/null || exit 0; \

@@ -234,7 +234,7 @@ def _has_journal(place: str) -> bool:
 def _read_id(path: str) -> str:
     """An id in systemd's spelling, without dashes; "" where there is none."""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip().replace("-", "")
     except (OSError, ValueError):
         return ""
