@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 
 from sdtool.errors import SdtoolError
@@ -13,20 +13,11 @@ from sdtool.host.session import Session
 from sdtool.model.facility import Facility
 from sdtool.model.names import POLKIT, POLKIT_NAME
 from sdtool.model.scope import Scope
-from sdtool.model.stop import Tier
 from sdtool.sources import probes
 from sdtool.sources.pidfds import probe_exit_info
 from sdtool.sources.procevents import probe_procevents
 from sdtool.sources.reach import probe_bus, probe_name
 from sdtool.sources.tracepoints import probe_trace
-
-TIERS: Mapping[Tier, str] = {
-    Tier.A: "every signal with its sender, every birth and end",
-    Tier.B: "every birth and end with its wait status; signals are inferred",
-    Tier.C: "ends with their wait status; signals are inferred",
-    Tier.D: "ends; the wait status of main and control processes only; signals are inferred",
-}
-"""What is observed of a stop in each."""
 
 Finding = tuple[bool, str]
 """Whether a facility is available, and what was found, or why it is not."""
@@ -112,7 +103,7 @@ def _tell_tier(available: Collection[str]) -> Facility:
         sees_status="pidfd" in available,
     )
     gives = "how much of a stop is observed, from the kernel's own record (A) to D-Bus (D)"
-    return _facility("tier", (True, f"{tier}: {TIERS[tier]}"), gives, "")
+    return _facility("tier", (True, f"{tier}: {tier.gives}"), gives, "")
 
 
 def _find(probe: Callable[[], Finding]) -> Finding:

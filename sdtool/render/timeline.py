@@ -16,6 +16,7 @@ from sdtool.model.stop import (
     EventSource,
     Evidence,
     PortChange,
+    ProcessFate,
     SignalResult,
     StopReport,
     Verdict,
@@ -235,17 +236,29 @@ def _report(report: StopReport) -> RenderableType:
         lines.append(_listed("started again by", report.reactivated_by, "yellow"))
     elif report.triggers_active:
         lines.append(_listed("can be started again by", report.triggers_active))
+    surprises = [fate for fate in report.processes if fate.as_predicted is False]
+    if surprises:
+        lines.append(_listed("not as predicted", map(_surprise, surprises), "yellow"))
     if report.unread_reason is not None:
         lines.append(Text(f"  {clean(report.unread_reason)}", "yellow"))
+    if report.processes:
+        lines.append(Text(f"  observed in tier {report.tier}: {report.tier.gives}", "dim"))
     hint = _hint(report)
     if hint is not None:
         lines.append(Text(f"  ({clean(hint)})", "dim"))
     return Group(*lines)
 
 
+def _surprise(fate: ProcessFate) -> str:
+    """A process whose signal masks had said something else."""
+    return f"{fate.pid} ({fate.comm}): {fate.disposition_reason}, but {fate.fate_reason}"
+
+
 def _hint(report: StopReport) -> str | None:
     """What the reader can do next."""
     policy = report.policy
+    if report.job_result == "frozen":
+        return f"systemctl thaw {report.unit}, and stop it then"
     if report.ports_held and report.verdict is not Verdict.LEFTOVER:
         return f"sdtool port {report.ports_held[0].port} tells who has it"
     if report.verdict is Verdict.KILLED and policy and policy.kill_mode == "mixed":

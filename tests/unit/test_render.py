@@ -346,6 +346,16 @@ def test_report_begins_with_its_verdict() -> None:
     assert text.startswith(f"clean  {UNIT}  1.00 s  The process ended without a SIGKILL")
 
 
+def test_report_says_how_much_was_observed() -> None:
+    """And which process did not do what its signal masks had promised."""
+    signals = [event(ms(1), EventKind.SIGNAL_SENT, pid=10, signal="SIGTERM", result="delivered")]
+    report = stopped([MAIN], [*signals, gone(ms(5), MAIN), dead(ms(6))])
+    text = printed(render_reports([report]))
+    assert "observed in tier C: ends with their wait status; signals are inferred" in text
+    words = "not as predicted: 10 (p10): default action of SIGTERM, but exited with 0"
+    assert words in text
+
+
 def test_killed_report_gives_a_hint() -> None:
     """Another one where KillMode=mixed is the cause."""
     report = stopped(
