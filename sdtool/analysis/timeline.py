@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from sdtool.analysis.events import (
     EXIT_LAG_US,
@@ -159,9 +160,8 @@ def _infer_sent(
     signal = signal_of(policy, state.sub_state or "")
     repeated = last is not None and signal_of(policy, last.sub_state or "") == signal
     first_us = None if repeated else since
-    there = [
-        p for p in processes if _was_there(p, state, signal, first_us, exits, own.get(p.pid, ()))
-    ]
+    phase = _Phase(state.at_us, signal, first_us, is_cut=timeout is not None)
+    there = [p for p in processes if _was_there(p, phase, exits, own.get(p.pid, ()))]
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
@@ -270,37 +270,43 @@ def _infer_signals(
     )
 
 
-def _was_there(
-    process: WatchedProcess,
-    state: Event,
-    signal: str | None,
-    first_us: int | None,
-    exits: Mapping[int, Event],
-    own: Sequence[Event],
-) -> bool:
-    """Whether the process ran when the phase began, and so got its signal.
+class _Phase(NamedTuple):
+    """A phase that sends a signal.
 
-    Args:
-        signal: The one that the phase sends.
+    Attributes:
+        at_us: When the word of it came.
+        signal: The one that it sends.
         first_us: Since when it can have been sent; None where the phase before sent it too.
+        is_cut: The phase before it had used up its time: what it waited for had not ended.
     """
-    born_late = process.seen_us is not None and process.seen_us > state.at_us
+
+    at_us: int
+    signal: str | None
+    first_us: int | None
+    is_cut: bool
+
+
+def _was_there(
+    process: WatchedProcess, phase: _Phase, exits: Mapping[int, Event], own: Sequence[Event]
+) -> bool:
+    """Whether the process ran when the phase began, and so got its signal."""
+    born_late = process.seen_us is not None and process.seen_us > phase.at_us
     gone = exits.get(process.pid)
     if born_late or gone is None:
         return not born_late
     status = status_of(own)
-    died = isinstance(status, ExitSignal) and status.signal == signal
+    died = isinstance(status, ExitSignal) and status.signal == phase.signal
     unread = status is None and process.seen_us is None
-    if (died or unread) and first_us is not None and first_us <= gone.at_us:
+    if (died or unread) and phase.first_us is not None and phase.first_us <= gone.at_us:
         # However long before the word of the phase: to many the signal takes its time.
         return True
-    if signal == SIGKILL and isinstance(status, ExitCode):
+    if phase.signal == SIGKILL and isinstance(status, ExitCode):
         # Nobody exits by itself after SIGKILL.
         return False
-    if process.seen_us is not None and not died:
+    if process.seen_us is not None and not (died or phase.is_cut):
         # A command of ExecStop= and its helpers: the phase began because they were done.
-        return gone.at_us > state.at_us + EXIT_LAG_US
-    return gone.at_us >= state.at_us - SIGNAL_LEAD_US
+        return gone.at_us > phase.at_us + EXIT_LAG_US
+    return gone.at_us >= phase.at_us - SIGNAL_LEAD_US
 
 
 def _awaited_roles(state: Event) -> frozenset[Role]:

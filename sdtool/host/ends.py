@@ -34,7 +34,6 @@ class _End:
         seen: By a pidfd.
         waited: By the manager, which was told by wait(2): when it was.
         missed: By a walk of the cgroup, which it was in before.
-        is_open: The event of it is still to be made.
     """
 
     heard_us: int
@@ -43,7 +42,6 @@ class _End:
     waited: int | None = None
     missed: Event | None = None
     status: ExitStatus | None = None
-    is_open: bool = True
 
 
 class Ends:
@@ -58,19 +56,21 @@ class Ends:
         self._log = log
         self._members = members
         self._ends: dict[int, _End] = {}
+        # Of thousands few are waited for at a time.
+        self._open: dict[int, _End] = {}
         self.has_record = False
         self.has_pidfds = has_pidfds
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is kept back."""
-        return not any(end.is_open for end in self._ends.values())
+        return not self._open
 
     def forget(self, pid: int) -> None:
         """A new process has this pid now."""
-        end = self._ends.pop(pid, None)
-        if end is not None and end.is_open:
-            self._close(pid, end)
+        if pid in self._open:
+            self._close(pid)
+        self._ends.pop(pid, None)
 
     def take_told(self, event: TaskEnded) -> None:
         """Take what the record says: the end, or only its status."""
@@ -103,7 +103,10 @@ class Ends:
                 end.missed = end.missed or event
 
     def _find(self, pid: int) -> _End:
-        return self._ends.setdefault(pid, _End(now_us()))
+        end = self._ends.get(pid)
+        if end is None:
+            end = self._ends[pid] = self._open[pid] = _End(now_us())
+        return end
 
     def _note_status(
         self, pid: int, end: _End, status: ExitStatus | None, source: EventSource
@@ -112,7 +115,7 @@ class Ends:
         if status is None or end.status is not None:
             return
         end.status = status
-        if not end.is_open:
+        if pid not in self._open:
             at_us = end.waited if source is EventSource.DBUS else None
             who = self._who(pid)
             self._log.note(EventKind.PROCESS_REAPED, source, at_us=at_us, **who, exit=status)
@@ -122,9 +125,9 @@ class Ends:
     def settle(self) -> None:
         """Make the events of which all is known, or that have waited long enough."""
         now = now_us()
-        for pid, end in self._ends.items():
-            if end.is_open and now - end.heard_us > self._patience_us(end):
-                self._close(pid, end)
+        for pid, end in tuple(self._open.items()):
+            if now - end.heard_us > self._patience_us(end):
+                self._close(pid)
 
     def _patience_us(self, end: _End) -> int:
         """How long to wait for what a better teller may still say; less than 0 for not at all."""
@@ -134,8 +137,9 @@ class Ends:
             return RECORD_WAIT_US
         return REAP_WAIT_US if end.seen is None and self.has_pidfds else -1
 
-    def _close(self, pid: int, end: _End) -> None:
-        end.is_open = False
+    def _close(self, pid: int) -> None:
+        """Make the event of an end."""
+        end = self._open.pop(pid)
         who = self._who(pid)
         if end.told is not None:
             source, at_us = end.told.source, end.told.at_us

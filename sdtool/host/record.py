@@ -86,6 +86,7 @@ class KernelRecord:
         self._units: Mapping[str, Unit] = {}
         self._pumped_us = now_us()
         self._opening: threading.Thread | None = None
+        self._home: str | None = None
 
     def __enter__(self) -> KernelRecord:
         self._begin()
@@ -138,6 +139,7 @@ class KernelRecord:
             manager: The process of the manager; None when that is not known.
         """
         self.manager = manager
+        self._home = cgroups.read_process_cgroup(manager) if manager is not None else None
         if self._opening is not None:
             self._opening.join()
         self._units = units
@@ -209,8 +211,12 @@ class KernelRecord:
         """Look where a manager has put its children, which it moves or makes there."""
         for pid in lineage.strays:
             path = cgroups.read_process_cgroup(pid)
-            unit = lineage.unit_of(path or "/")
-            if unit is not None:
+            if path is None or path == self._home:
+                continue  # gone, or not moved yet
+            unit = lineage.unit_of(path)
+            if unit is None:
+                lineage.dismiss(pid)
+            else:
                 self._hand_out(lineage.adopt(unit, pid, (), now_us()))
 
     def _tell_loss(self, source: EventSource, lost: int, until_us: int) -> None:
