@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sdtool.analysis.events import (
     SIGNAL_LEAD_US,
@@ -42,29 +43,59 @@ from sdtool.model.stop import (
 
 UNSEEN = "its wait status could not be read"
 
+DELIVERED = frozenset({SignalResult.DELIVERED, SignalResult.LOSE_INFO})
+
 KILL_SLACK_US = 500_000
 """An exit this soon after the final signal was sent is taken as its effect."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """A stop, with what all of its processes are judged by.
+
+    Attributes:
+        states: As ``states_of`` gives them.
+        unseen: As ``unseen_spans`` gives them.
+        main_end_us: When the main process ended, None when it has not.
+        survivors: The pids of those that run after it.
+        sees_signals: All that were sent are among the events.
+    """
+
+    record: StopRecord
+    states: tuple[Event, ...]
+    unseen: tuple[tuple[int, int], ...]
+    main_end_us: int | None
+    survivors: frozenset[int]
+    sees_signals: bool
+
+
 def build_fates(record: StopRecord) -> tuple[ProcessFate, ...]:
     """What became of each process, in the order they were seen."""
+    stop = _Stop(
+        record=record,
+        states=tuple(states_of(record.events)),
+        unseen=tuple(unseen_spans(record.events)),
+        main_end_us=main_end(record.processes, exits_by_pid(record.events)),
+        survivors=frozenset(ref.pid for ref in record.survivors),
+        sees_signals=sees_signals(record),
+    )
     own = group_by_pid(sort_events(record.events))
-    return tuple(_build_fate(p, record, own.get(p.pid, ())) for p in record.processes)
+    return tuple(_build_fate(p, stop, own.get(p.pid, ())) for p in record.processes)
 
 
-def _build_fate(process: WatchedProcess, record: StopRecord, own: Sequence[Event]) -> ProcessFate:
+def _build_fate(process: WatchedProcess, stop: _Stop, own: Sequence[Event]) -> ProcessFate:
     """What became of a process, from its own events in their order."""
     exited = exits_by_pid(own).get(process.pid)
     status = status_of(own)
-    killed, reason = _killed_by_manager(process, exited, status, record, own)
-    stop_signal = next((event for event in own if _is_stop_signal(event, record)), None)
+    killed, reason = _killed_by_manager(process, exited, status, stop, own)
+    stop_signal = next((event for event in own if _is_stop_signal(event, stop)), None)
     return ProcessFate(
         pid=process.pid,
         comm=process.comm,
         role=process.role,
         disposition=process.disposition,
         disposition_reason=process.disposition_reason,
-        as_predicted=_is_as_predicted(process, status, stop_signal, record),
+        as_predicted=_is_as_predicted(process, status, stop_signal, stop),
         signalled_us=stop_signal.at_us if stop_signal is not None else None,
         exit_us=exited.at_us if exited else None,
         exit=status,
@@ -77,12 +108,12 @@ def _is_as_predicted(
     process: WatchedProcess,
     status: ExitStatus | None,
     sent: Event | None,
-    record: StopRecord,
+    stop: _Stop,
 ) -> bool | None:
     """Whether the stop signal did what was predicted; one with a handler may end in any way."""
     if sent is None or sent.signal is None:
         return None
-    stays = any(survivor.pid == process.pid for survivor in record.survivors)
+    stays = process.pid in stop.survivors
     if not stays and status is None:
         return None
     died = _ended_by(status, sent.signal)
@@ -91,7 +122,7 @@ def _is_as_predicted(
     if process.disposition is not Disposition.DIES:
         return None
     # Whether one that has exited got the signal before that can only be seen.
-    seen = sent.result == SignalResult.DELIVERED
+    seen = sent.result in DELIVERED
     outlived = stays or _ended_by(status, SIGKILL) or (seen and isinstance(status, ExitCode))
     return True if died else False if outlived else None
 
@@ -100,49 +131,49 @@ def _killed_by_manager(
     process: WatchedProcess,
     exited: Event | None,
     status: ExitStatus | None,
-    record: StopRecord,
+    stop: _Stop,
     own: Sequence[Event],
 ) -> tuple[bool | None, str]:
     """Whether the manager's final signal ended the process, and how we know."""
     if exited is None:
-        if any(survivor.pid == process.pid for survivor in record.survivors):
+        if process.pid in stop.survivors:
             return False, "it still runs"
-        if any(_is_managers_kill(e, record) and e.evidence is Evidence.OBSERVED for e in own):
+        if process.has_left:
+            return False, "it was moved out of the unit, and is none of its stop any more"
+        if any(_is_managers_kill(e, stop) and e.evidence is Evidence.OBSERVED for e in own):
             return True, "gone after SIGKILL, which the manager had sent"
-        return _unread_status(process, record, None)
+        return _unread_status(process, stop, None)
     if status is not None and not _ended_by(status, SIGKILL):
         return False, _plain_end(status)
-    if sees_signals(record):
-        seen = _seen_kill(exited.at_us, own, record)
+    if stop.sees_signals:
+        seen = _seen_kill(exited.at_us, own, stop)
         if seen is not None or status is None:
             return seen or (False, f"{UNSEEN}, but nobody sent it SIGKILL")
-    killing = _kill_before(exited.at_us, own, record)
+    killing = _kill_before(exited.at_us, own, stop)
     if killing is not None and (status is not None or exited.at_us - killing < KILL_SLACK_US):
         how = "ended by" if status is not None else "gone right after"
         return True, f"{how} SIGKILL, which the manager had sent"
     if status is None:
-        return _unread_status(process, record, exited.at_us)
-    return _unexplained_kill(process, exited.at_us, record)
+        return _unread_status(process, stop, exited.at_us)
+    return _unexplained_kill(process, exited.at_us, stop)
 
 
-def _is_stop_signal(event: Event, record: StopRecord) -> bool:
+def _is_stop_signal(event: Event, stop: _Stop) -> bool:
     """Whether an event is a stop signal of the manager's, of either round."""
-    policy = record.policy
-    if policy is None or not _is_managers(event, record):
+    policy = stop.record.policy
+    if policy is None or not _is_managers(event, stop):
         return False
     return event.signal in (policy.kill_signal, policy.restart_kill_signal)
 
 
-def _is_managers(event: Event, record: StopRecord) -> bool:
+def _is_managers(event: Event, stop: _Stop) -> bool:
     """Whether an event is a signal of the manager's: what is concluded is about it alone."""
     if event.kind is not EventKind.SIGNAL_SENT or _is_kernels(event):
         return False
-    return event.sender_pid in (None, record.manager_pid)
+    return event.sender_pid in (None, stop.record.manager_pid)
 
 
-def _seen_kill(
-    exit_us: int, own: Iterable[Event], record: StopRecord
-) -> tuple[bool | None, str] | None:
+def _seen_kill(exit_us: int, own: Iterable[Event], stop: _Stop) -> tuple[bool | None, str] | None:
     """Who sent the SIGKILL that ended a process: the first one did; None where there was none."""
     kill = next((e for e in own if _is_kill(e) and e.at_us <= exit_us), None)
     if kill is None:
@@ -150,50 +181,49 @@ def _seen_kill(
     if _is_kernels(kill):
         return False, "ended by the kernel's own SIGKILL"
     sender = f"{kill.sender_pid} ({kill.sender_comm or '?'})"
-    if record.manager_pid is None:
+    if stop.record.manager_pid is None:
         return None, f"ended by SIGKILL from {sender}; which process the manager is is not known"
-    if not _is_managers(kill, record):
+    if not _is_managers(kill, stop):
         return False, f"ended by SIGKILL from {sender}"
-    if _was_asked_for(kill, record):
+    if _was_asked_for(kill, stop):
         return False, "ended by SIGKILL, which somebody had the manager send (systemctl kill)"
     return True, "ended by SIGKILL, which the manager had sent"
 
 
-def _was_asked_for(kill: Event, record: StopRecord) -> bool:
+def _was_asked_for(kill: Event, stop: _Stop) -> bool:
     """Whether the manager sent SIGKILL outside of every phase in which it does by itself."""
-    if record.policy is None or record.policy.final_kill_signal != SIGKILL:
-        return record.policy is not None
-    states = states_of(record.events)
-    phases = (state.at_us for state in states if is_kill_phase(state.sub_state or ""))
+    if stop.record.policy is None or stop.record.policy.final_kill_signal != SIGKILL:
+        return stop.record.policy is not None
+    phases = (state.at_us for state in stop.states if is_kill_phase(state.sub_state or ""))
     # The manager stamps a phase when it has sent its signals.
     earliest, latest = kill.at_us - TIMER_LEAD_US, kill.at_us + KILL_SLACK_US
     in_phase = any(earliest <= at_us <= latest for at_us in phases)
-    ended_us = main_end(record.processes, exits_by_pid(record.events))
-    of_rest = kills_rest(record.policy) and ended_us is not None and ended_us <= kill.at_us
-    unseen = any(since <= kill.at_us <= until for since, until in unseen_spans(record.events))
-    return not (in_phase or of_rest or unseen or _ran_out_before(kill.at_us, record.events))
+    ended_us = stop.main_end_us
+    of_rest = kills_rest(stop.record.policy) and ended_us is not None and ended_us <= kill.at_us
+    unseen = any(since <= kill.at_us <= until for since, until in stop.unseen)
+    return not (in_phase or of_rest or unseen or _ran_out_before(kill.at_us, stop))
 
 
 def _unexplained_kill(
-    process: WatchedProcess, exit_us: int, record: StopRecord
+    process: WatchedProcess, exit_us: int, stop: _Stop
 ) -> tuple[bool | None, str]:
     """A SIGKILL in no phase that was seen: states come in bursts, and some are never told."""
-    policy = record.policy
+    policy = stop.record.policy
     if policy is None:
         return None, "ended by SIGKILL; whether the manager sent it is not known for this type"
-    if _may_kill(policy, process) and _ran_out_before(exit_us, record.events):
+    if _may_kill(policy, process) and _ran_out_before(exit_us, stop):
         return True, "ended by SIGKILL when the time for the stop signal had run out"
     if kills_rest(policy) and process.role is not Role.MAIN:
-        return _unexplained_mixed_kill(exit_us, record)
-    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+        return _unexplained_mixed_kill(exit_us, stop)
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, stop):
         return None, "ended by SIGKILL while the manager was out of reach: its own or another's"
     return False, "ended by SIGKILL, but the manager was in no phase that sends it"
 
 
-def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | None, str]:
+def _unexplained_mixed_kill(exit_us: int, stop: _Stop) -> tuple[bool | None, str]:
     """KillMode=mixed kills in a phase so short that it may not be told, after ExecStopPost=."""
-    main_exit = main_end(record.processes, exits_by_pid(record.events)) or 0
-    states = states_of(record.events)
+    main_exit = stop.main_end_us or 0
+    states = stop.states
     after_post = [
         following.at_us
         for state, following in itertools.pairwise(states)
@@ -208,28 +238,28 @@ def _unexplained_mixed_kill(exit_us: int, record: StopRecord) -> tuple[bool | No
     return None, "ended by SIGKILL when the main process ended: systemd's or its own (mixed)"
 
 
-def _ran_out_before(exit_us: int, events: Iterable[Event]) -> bool:
+def _ran_out_before(exit_us: int, stop: _Stop) -> bool:
     """Whether a phase that SIGKILL comes after had used up its time before the exit."""
     return any(
         isinstance(event.limit_us, int)
         and event.then == SIGKILL
         and exit_us >= event.at_us + event.limit_us - min(TIMER_LEAD_US, event.limit_us // 2)
-        for event in states_of(events)
+        for event in stop.states
     )
 
 
-def _may_be_unseen(at_us: int | None, policy: StopPolicy, record: StopRecord) -> bool:
+def _may_be_unseen(at_us: int | None, policy: StopPolicy, stop: _Stop) -> bool:
     """Whether SIGKILL may have been sent in a phase that nobody told; None is a moment unknown.
 
     No phase sends it before a limit has passed since the last phase that was told.
     """
     if policy.timeout_stop_us == INFINITY:
         return False
-    states = states_of(record.events)
-    for since, until in unseen_spans(record.events):
+    states = stop.states
+    for since, until in stop.unseen:
         end = until if at_us is None else at_us
-        told = max((s.at_us for s in states if s.at_us < since), default=record.requested_us)
-        due = max(told, record.requested_us) + policy.timeout_stop_us - TIMER_LEAD_US
+        told = max((s.at_us for s in states if s.at_us < since), default=stop.record.requested_us)
+        due = max(told, stop.record.requested_us) + policy.timeout_stop_us - TIMER_LEAD_US
         if since <= end <= until and end >= due:
             return True
     return False
@@ -241,10 +271,10 @@ def _may_kill(policy: StopPolicy, process: WatchedProcess) -> bool:
     return final and process.role in roles_signalled(policy, "stop-sigkill")
 
 
-def _kill_before(exit_us: int, own: Iterable[Event], record: StopRecord) -> int | None:
+def _kill_before(exit_us: int, own: Iterable[Event], stop: _Stop) -> int | None:
     """When the manager's SIGKILL went to the process, if that was before its exit."""
     for event in own:
-        if _is_managers_kill(event, record):
+        if _is_managers_kill(event, stop):
             # The word of the phase may trail the exit it caused: the lower bound counts.
             lower = event.at_us if event.at_min_us is None else event.at_min_us
             if lower <= exit_us:
@@ -255,7 +285,7 @@ def _kill_before(exit_us: int, own: Iterable[Event], record: StopRecord) -> int 
 def _is_kill(event: Event) -> bool:
     """Whether an event is a SIGKILL that can have ended somebody."""
     is_sent = event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
-    return is_sent and event.result in (None, SignalResult.DELIVERED)
+    return is_sent and event.result in (None, *DELIVERED)
 
 
 def _is_kernels(event: Event) -> bool:
@@ -263,23 +293,23 @@ def _is_kernels(event: Event) -> bool:
     return event.source is EventSource.TRACEFS and event.sender_pid is None
 
 
-def _is_managers_kill(event: Event, record: StopRecord) -> bool:
-    return _is_kill(event) and _is_managers(event, record)
+def _is_managers_kill(event: Event, stop: _Stop) -> bool:
+    return _is_kill(event) and _is_managers(event, stop)
 
 
 def _unread_status(
-    process: WatchedProcess, record: StopRecord, exit_us: int | None
+    process: WatchedProcess, stop: _Stop, exit_us: int | None
 ) -> tuple[bool | None, str]:
     """An end that nobody saw is only in doubt where the manager may have sent its SIGKILL."""
-    policy = record.policy
+    policy = stop.record.policy
     if policy is None:
         return False, "how it ended was not seen"
-    phases = (e.sub_state or "" for e in record.events if e.kind is EventKind.STATE)
+    phases = (state.sub_state or "" for state in stop.states)
     rest_killed = kills_rest(policy) and process.role is not Role.MAIN
-    kill_sent = record.result == "timeout" or any(map(is_kill_phase, phases))
+    kill_sent = stop.record.result == "timeout" or any(map(is_kill_phase, phases))
     if rest_killed or (kill_sent and _may_kill(policy, process)):
         return None, f"{UNSEEN}, and the manager may have sent it SIGKILL"
-    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, record):
+    if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, stop):
         return None, f"{UNSEEN}, and the manager was out of reach"
     return False, f"{UNSEEN}, but the manager sent it no SIGKILL"
 

@@ -6,7 +6,7 @@ proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from sdtool.model.journal import JournalRecord, RecordKind
 from sdtool.model.process import Disposition, Role
@@ -23,12 +23,14 @@ UNSEEN = "only the journal has it: it was born and gone unseen"
 
 def build_events(records: Iterable[JournalRecord], record: StopRecord) -> tuple[Event, ...]:
     """What the manager wrote, of which nothing was seen or concluded."""
-    known = record.events
+    sent = {(e.pid, e.signal) for e in record.events if e.kind is EventKind.SIGNAL_SENT}
+    passed = {e.sub_state for e in record.events if e.kind is EventKind.TIMEOUT}
+    processes = {process.pid: process for process in record.processes}
     events: list[Event] = []
     for entry in records:
-        if entry.kind is RecordKind.KILLING and not _is_sent(entry, known):
-            events.append(_killing(entry, record))
-        elif entry.kind is RecordKind.TIMEOUT and not _is_timed_out(entry, known):
+        if entry.kind is RecordKind.KILLING and (entry.pid, entry.signal) not in sent:
+            events.append(_killing(entry, record, processes.get(entry.pid or 0)))
+        elif entry.kind is RecordKind.TIMEOUT and entry.sub_state not in passed:
             events.append(_timeout(entry, record.unit))
     return tuple(events)
 
@@ -53,22 +55,7 @@ def find_unseen(
     )
 
 
-def _is_sent(entry: JournalRecord, events: Sequence[Event]) -> bool:
-    return any(
-        event.kind is EventKind.SIGNAL_SENT
-        and (event.pid, event.signal) == (entry.pid, entry.signal)
-        for event in events
-    )
-
-
-def _is_timed_out(entry: JournalRecord, events: Sequence[Event]) -> bool:
-    return any(
-        event.kind is EventKind.TIMEOUT and event.sub_state == entry.sub_state for event in events
-    )
-
-
-def _killing(entry: JournalRecord, record: StopRecord) -> Event:
-    process = next((one for one in record.processes if one.pid == entry.pid), None)
+def _killing(entry: JournalRecord, record: StopRecord, process: WatchedProcess | None) -> Event:
     return Event(
         unit=record.unit,
         at_us=entry.at_us,

@@ -42,6 +42,7 @@ class _Process:
         is_elsewhere: It was made in another cgroup than its maker's.
         last: The task that ended last, once all have; its status is the process's.
         held: What was told of it while its unit was not known.
+        children: Those that it made meanwhile, whose unit is not known either.
     """
 
     pid: int
@@ -52,6 +53,7 @@ class _Process:
     is_elsewhere: bool = False
     last: int | None = None
     held: list[KernelEvent] = field(default_factory=list)
+    children: list[_Process] = field(default_factory=list)
 
 
 class Lineage:
@@ -69,8 +71,20 @@ class Lineage:
         self._primary = primary
         self._managers = frozenset(managers)
         self._groups = groups
+        self._is_lossy = False
         self._by_task: dict[int, _Process] = {}
         self._strays: dict[int, _Process] = {}
+        self._ended: dict[int, _Process] = {}
+
+    def mistrust(self) -> None:
+        """The primary source has lost something: ends may be told by the other one alone."""
+        self._is_lossy = True
+
+    def leave(self, pid: int) -> None:
+        """Forget a process that is in its unit no more, and so those that it makes."""
+        process = self._find(pid)
+        if process is not None:
+            self._forget(process)
 
     def unit_of(self, control_group: str) -> str | None:
         """The unit that a cgroup is in, None when it is in none of them."""
@@ -89,6 +103,7 @@ class Lineage:
     def dismiss(self, pid: int) -> None:
         """Forget a process that is known to belong to none of the units."""
         process = self._strays.pop(pid, None)
+        self._ended.pop(pid, None)
         if process is not None:
             self._forget(process)
 
@@ -109,6 +124,7 @@ class Lineage:
             process = None  # what has ended was another one, which had its pid
         if process is None:
             self._strays.pop(pid, None)
+            self._ended.pop(pid, None)
             self._add(_Process(pid, unit, at_us, set(tasks) or {pid}))
             return []
         return self._settle(process, unit) if process.unit is None else []
@@ -124,14 +140,22 @@ class Lineage:
 
     def _settle(self, process: _Process, unit: str) -> list[Routed]:
         """It is known now where a process belongs, and so do those that it has made."""
-        if self._strays.get(process.pid) is process:
-            del self._strays[process.pid]
-        process.unit = unit
-        held, process.held = process.held, []
-        routed: list[Routed] = [(unit, event) for event in held]
-        for stray in tuple(self._strays.values()):
-            if stray.maker is process and (stray.last is not None or not stray.is_elsewhere):
-                routed += self._settle(stray, unit)
+        routed: list[Routed] = []
+        waiting = [process]
+        while waiting:
+            one = waiting.pop(0)
+            if self._strays.get(one.pid) is one:
+                del self._strays[one.pid]
+                self._ended.pop(one.pid, None)
+            one.unit, one.maker = unit, None
+            routed += [(unit, event) for event in one.held]
+            one.held = []
+            waiting += [
+                stray
+                for stray in one.children
+                if stray.unit is None and (stray.last is not None or not stray.is_elsewhere)
+            ]
+            one.children = []
         return routed
 
     def feed(self, event: KernelEvent) -> list[Routed]:
@@ -179,6 +203,7 @@ class Lineage:
             return self._route(found, replace(event, maker=self._process_of(event.maker)))
         # Whoever had its pid has it no more.
         self._strays.pop(event.pid, None)
+        self._ended.pop(event.pid, None)
         self._by_task.pop(event.pid, None)
         if maker is None and event.maker not in self._managers:
             return []
@@ -187,20 +212,27 @@ class Lineage:
         process = _Process(event.pid, unit, event.at_us, {event.pid}, maker, event.is_elsewhere)
         self._add(process)
         if unit is None:
-            self._keep_stray(process)
+            self._strays[process.pid] = process
+            if maker is not None and maker.unit is None:
+                maker.children.append(process)
         return self._route(process, replace(event, maker=self._process_of(event.maker)))
 
-    def _keep_stray(self, process: _Process) -> None:
-        self._strays[process.pid] = process
-        ended = [pid for pid, stray in self._strays.items() if stray.last is not None]
-        for pid in ended[: max(0, len(ended) - STRAYS)]:
-            self.dismiss(pid)
+    def _remember(self, stray: _Process) -> None:
+        """Keep one that has ended, for a while: the manager may still say whose it was."""
+        self._ended[stray.pid] = stray
+        while len(self._ended) > STRAYS:
+            self.dismiss(next(iter(self._ended)))
 
     def _on_move(self, event: TaskMoved) -> list[Routed]:
         unit = self.unit_of(event.control_group)
         process = self._by_task.get(event.pid)
-        if unit is None or (process is not None and event.pid in process.tasks - {process.pid}):
+        if process is not None and event.pid in process.tasks - {process.pid}:
             return []  # a thread moves alone only within its process's unit
+        if unit is None:
+            if process is None or process.unit is None or process.pid != event.pid:
+                return []
+            self._forget(process)
+            return [(process.unit, event)]
         if process is None or process.pid != event.pid or process.last is not None:
             process = _Process(event.pid, None, event.at_us, {event.pid})
             self._add(process)
@@ -227,7 +259,10 @@ class Lineage:
         if event.source is not self._primary:
             if process.last == event.pid:
                 yield from self._route(process, event)
-        elif event.pid in process.tasks:
+                return
+            if not self._is_lossy:
+                return
+        if event.pid in process.tasks:
             process.tasks.discard(event.pid)
             if not process.tasks:
                 process.last = event.pid
@@ -235,3 +270,5 @@ class Lineage:
                 if process.unit is None and process.maker is not None and process.maker.unit:
                     # Made in another cgroup, by one of a unit: below its own is where it may.
                     yield from self._settle(process, process.maker.unit)
+                elif process.unit is None:
+                    self._remember(process)

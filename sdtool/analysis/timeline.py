@@ -130,7 +130,9 @@ def infer_phase(
         rest = infer(state, events=(*events, hidden), sees_signals=sees_signals)
         return (*sent, hidden, *rest)
     if sees_signals:
-        signals = [e for e in events if e.kind is EventKind.SIGNAL_SENT and e.at_us <= state.at_us]
+        signal = signal_of(policy, state.sub_state or "")
+        sent_now = (e for e in events if e.kind is EventKind.SIGNAL_SENT and e.signal == signal)
+        signals = [e for e in sent_now if e.at_us <= state.at_us]
         return () if timeout is None else (_date_timeout(timeout, signals),)
     return _infer_sent(policy, last, state, timeout, processes, events, requested_us)
 
@@ -170,7 +172,13 @@ def _infer_sent(
         # KillMode=mixed: this phase is for those that outlived the main process.
         ended = main_end(processes, exits) or 0
         there = [p for p in there if p.pid not in exits or exits[p.pid].at_us > ended]
-    sent = _infer_signals(policy, state, there, exits, since)
+    seen = {
+        (e.pid, e.signal)
+        for e in events
+        if e.kind is EventKind.SIGNAL_SENT and e.evidence is Evidence.OBSERVED and e.at_us >= since
+    }
+    inferred = _infer_signals(policy, state, there, exits, since)
+    sent = tuple(event for event in inferred if (event.pid, event.signal) not in seen)
     if timeout is None:
         return sent
     return (replace(timeout, at_us=min(e.at_us for e in (timeout, *sent))), *sent)

@@ -66,7 +66,7 @@ def stop_command(
         force=force,
         # What counts is where a password would be typed, not where the answer goes.
         interactive=not no_ask_password and sys.stdin.isatty(),
-        observers=_parse_observers(observers),
+        observers=parse_observers(observers),
     )
     names = _confirm(invocation, units, yes)
     answer = _stop(invocation, names, options, jsonl)
@@ -74,19 +74,26 @@ def stop_command(
     return invocation.finish(answer, show_reports, bad=bad)
 
 
-def _parse_observers(text: str | None) -> frozenset[str] | None:
+def parse_observers(text: str | None) -> frozenset[str] | None:
+    """The observers that a LIST stands for; None for all.
+
+    Raises:
+        InvalidArgument: A name is none of ``OBSERVERS``.
+    """
     if text is None:
         return None
     parts = frozenset(part for part in text.split(",") if part)
     without = frozenset(part.removeprefix("-") for part in parts if part.startswith("-"))
     only = frozenset(part for part in parts if not part.startswith("-"))
-    wanted = (only - {"none"} if only or not without else frozenset(OBSERVERS)) - without
-    unknown = (only - {"none"} | without) - frozenset(OBSERVERS)
+    named = only - {"none"}
+    # With a minus alone it is all but those.
+    chosen = named if only or not without else frozenset(OBSERVERS)
+    unknown = (named | without) - frozenset(OBSERVERS)
     if unknown:
         raise InvalidArgument(
             f"{', '.join(sorted(unknown))} is no observer.", hint=f"{', '.join(OBSERVERS)} or none"
         )
-    return wanted
+    return chosen - without
 
 
 def _confirm(invocation: Invocation, units: list[str], yes: bool) -> list[str]:

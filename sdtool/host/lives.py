@@ -18,7 +18,6 @@ from sdtool.model.kernel import (
     TaskExecuted,
     TaskMoved,
 )
-from sdtool.model.process import ProcessRef
 from sdtool.model.stop import EventKind, SignalResult
 from sdtool.sources import processes
 
@@ -47,13 +46,14 @@ class Lives:
         self._members = members
         self._ends = ends
         self._close_port = close_port
-        self._senders: dict[int, ProcessRef] = {}
+        self._senders: dict[int, tuple[int, str | None]] = {}
         self.manager: int | None = None
 
     def take(self, event: KernelEvent) -> None:
         """Take one event; they come in the order of their time."""
         if isinstance(event, TaskBorn):
             self._ends.forget(event.pid)
+            self._senders.pop(event.pid, None)
             self._members.meet_born(event, by_manager=event.maker == self.manager)
         elif isinstance(event, TaskMoved):
             self._members.meet_moved(event)
@@ -73,30 +73,27 @@ class Lives:
         self._note(EventKind.PROCESS_EXEC, event, text=event.path)
 
     def _on_signal(self, event: SignalGenerated) -> None:
-        result = event.result
-        if result is SignalResult.IGNORED and not self._members.ignores(event.pid, event.signal):
-            result = SignalResult.ENDING
-        sender = None if event.by_kernel else self._find_sender(event.sender)
+        pid, comm = (None, None) if event.by_kernel else self._find_sender(event.sender)
         sent = {
             "signal": event.signal,
-            "sender_pid": sender.pid if sender else None,
-            "sender_comm": sender.comm if sender else None,
-            "result": result,
+            "sender_pid": pid,
+            "sender_comm": comm,
+            "result": event.result,
         }
         self._note(EventKind.SIGNAL_SENT, event, **sent)
-        if result is SignalResult.IGNORED:
+        dropped = event.result is SignalResult.IGNORED
+        if dropped and self._members.ignores(event.pid, event.signal):
             self._note(EventKind.SIGNAL_IGNORED, event, **sent)
 
-    def _find_sender(self, task: int) -> ProcessRef:
-        """The process that a signal comes from; it may be gone by now."""
+    def _find_sender(self, task: int) -> tuple[int, str | None]:
+        """The process that a signal comes from, and its name; it may be gone by now."""
         known = self._members.find(task)
         if known is not None:
-            return ProcessRef(pid=known.pid, comm=known.comm)
+            return known.pid, known.comm
         if task not in self._senders:
             pid = processes.read_thread_group(task) or task
             facts = processes.read_process(pid)
-            comm = facts.comm if facts is not None else "?"
-            self._senders[task] = ProcessRef(pid=pid, comm=comm)
+            self._senders[task] = pid, facts.comm if facts is not None else None
         return self._senders[task]
 
     def _note(self, kind: EventKind, event: KernelEvent, **fields: object) -> None:

@@ -46,6 +46,7 @@ class Members:
 
     Attributes:
         adopt: Tells the kernel's record whom to tell of; None where there is no record.
+        leave: Tells it of whom no more.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Members:
         self._closed = False
         self._walked_us = now_us()
         self.adopt: Adopt | None = None
+        self.leave: Callable[[int], None] | None = None
 
     @property
     def known(self) -> tuple[WatchedProcess, ...]:
@@ -114,9 +116,11 @@ class Members:
             return False
         last_us, self._walked_us = self._walked_us, now_us()
         pids = cgroups.read_pids(self._mount, self._group)
-        new = pids - self._looked_at
+        new, gone = pids - self._looked_at, self._looked_at - pids
         # A pid that has left can come back as another process.
         self._looked_at = pids
+        for pid in gone:
+            self._look_after(pid)
         if self._pidfds is not None and new:
             make_room_for_descriptors(len(new))
         for pid in sorted(new):
@@ -126,6 +130,16 @@ class Members:
                 self._meet(facts, now_us() if born_now else None)
         self._miss(pids, last_us)
         return bool(new)
+
+    def _look_after(self, pid: int) -> None:
+        """Whether who is in the cgroup no more runs elsewhere; most have ended."""
+        facts = processes.read_process(pid)
+        if facts is None or facts.state in "ZX" or not self._is_known(facts.id):
+            return
+        if not self._is_path_inside(facts.control_group or self._group or ""):
+            self.note_left(pid)
+            if self.leave is not None:
+                self.leave(pid)
 
     def _is_known(self, identity: ProcessId) -> bool:
         """Whether it was met; what the record tells has a start time that may be a tick off."""
@@ -268,10 +282,22 @@ class Members:
         self._note_birth(identity, event.source)
 
     def meet_moved(self, event: TaskMoved) -> None:
-        """Take note of a process that was moved into the unit."""
+        """Take note of a process that was moved into the unit, or out of it."""
+        if not self._is_path_inside(event.control_group):
+            self.note_left(event.pid)
+            return
         facts = processes.read_process(event.pid)
         if facts is not None and not self._is_known(facts.id) and not self._closed:
             self._meet(facts, event.at_us)
+
+    def note_left(self, pid: int) -> None:
+        """It was moved out of the unit: nobody waits for its end."""
+        identity = self._by_pid.get(pid)
+        if identity is None:
+            return
+        self._known[identity] = replace(self._known[identity], has_left=True)
+        self._unwatched.discard(identity)
+        self.release(pid)
 
     def rename(self, pid: int, comm: str | None, path: str | None) -> None:
         """It runs another program."""
@@ -406,7 +432,10 @@ class Members:
     def _is_inside(self, pid: int) -> bool:
         """Whether it is in the unit still: one that was moved elsewhere is no left-over."""
         path = cgroups.read_process_cgroup(pid)
-        return path is None or f"{path}/".startswith(f"{self._group}/")
+        return path is None or self._is_path_inside(path)
+
+    def _is_path_inside(self, path: str) -> bool:
+        return f"{path}/".startswith(f"{self._group}/")
 
 
 def _ticks_at(at_us: int) -> int:

@@ -7,8 +7,11 @@ a storm of them elsewhere on the machine costs no more than its reading.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
@@ -20,6 +23,11 @@ from sdtool.sources import cgroups, libc, procevents, tracepoints
 from sdtool.sources.procevents import ProcEvents, explain_silence
 from sdtool.sources.tracefs import explain_refusal
 from sdtool.sources.tracepoints import KernelTrace
+
+log = logging.getLogger(__name__)
+
+HOLD_US = 2_000
+"""What is so young waits until the next reading: something older may still come."""
 
 LOSS = "{lost} events of {source} were lost: signals, births and ends may be missing"
 
@@ -52,7 +60,7 @@ class Recorder(Protocol):
         """Stop recording."""
 
 
-class Unit(Protocol):
+class Watcher(Protocol):
     """Somebody who watches one unit, and is told what the kernel says of its processes."""
 
     def take_kernel_event(self, event: KernelEvent) -> None:
@@ -83,10 +91,11 @@ class KernelRecord:
         self._lost: dict[EventSource, int] = {}
         self._waiting: list[KernelEvent] = []
         self._lineage: Lineage | None = None
-        self._units: Mapping[str, Unit] = {}
+        self._units: Mapping[str, Watcher] = {}
         self._pumped_us = now_us()
         self._opening: threading.Thread | None = None
         self._home: str | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> KernelRecord:
         self._begin()
@@ -97,11 +106,25 @@ class KernelRecord:
 
     def _begin(self) -> None:
         """Begin to make the sources ready, beside whatever else there is to do."""
-        libc.load()
-        self._opening = threading.Thread(target=self._open, name="sdtool record")
-        self._opening.start()
+        with contextlib.suppress(OSError):
+            libc.load()
+        self._opening = _start(self._open)
 
     def _open(self) -> None:
+        try:
+            self._try_all()
+        except Exception as error:
+            self._failure = error  # for who waits for us: a thread can tell nobody
+
+    def _ready(self) -> None:
+        """Wait for the sources; they take less than a tenth of a second, a deaf one one more."""
+        if self._opening is not None:
+            self._opening.join()
+            self._opening = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _try_all(self) -> None:
         self._try(EventSource.TRACEFS, KernelTrace, tracepoints.GIVES, explain_refusal)
         self._try(EventSource.PROCEVENTS, ProcEvents, procevents.GIVES, explain_silence)
 
@@ -121,12 +144,12 @@ class KernelRecord:
             self._lost[source] = 0
         except OSError as error:
             self._reasons[source] = explain(error)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             self._reasons[source] = f"this kernel speaks of it in another way: {error}"
 
     def attach(
         self,
-        units: Mapping[str, Unit],
+        units: Mapping[str, Watcher],
         groups: Mapping[str, str],
         signals: Iterable[str],
         manager: int | None,
@@ -140,24 +163,31 @@ class KernelRecord:
         """
         self.manager = manager
         self._home = cgroups.read_process_cgroup(manager) if manager is not None else None
-        if self._opening is not None:
-            self._opening.join()
+        self._ready()
         self._units = units
-        trace = self._recorders.get(EventSource.TRACEFS)
-        if isinstance(trace, KernelTrace):
-            self._widen(trace, signals)
+        self.record_signals(signals)
         if self._recorders:
             managers = () if self.manager is None else (self.manager,)
             self._lineage = Lineage(next(iter(self._recorders)), managers, groups)
 
-    def _widen(self, trace: KernelTrace, signals: Iterable[str]) -> None:
+    def record_signals(self, signals: Iterable[str]) -> None:
         """Have the trace record these signals too; one that does not says too little."""
+        trace = self._recorders.get(EventSource.TRACEFS)
+        if not isinstance(trace, KernelTrace):
+            return
         try:
             trace.record_signals(signals)
         except OSError as error:
-            trace.close()
-            del self._recorders[EventSource.TRACEFS]
-            self._reasons[EventSource.TRACEFS] = explain_refusal(error)
+            self._lose(EventSource.TRACEFS, explain_refusal(error))
+
+    def _lose(self, source: EventSource, reason: str) -> None:
+        """A source works no more: from here on nothing is told by it."""
+        _start(partial(_let_go, self._recorders.pop(source)))
+        self._reasons[source] = reason
+        if self._lineage is not None:
+            text = f"{source.value} tells nothing any more: {reason}"
+            self._lineage.mistrust()
+            self._tell_gap(source, now_us(), text)
 
     def tier(self, *, tell_status: bool) -> Tier:
         """How much of a stop can be seen.
@@ -165,6 +195,7 @@ class KernelRecord:
         Args:
             tell_status: Somebody else tells how processes end.
         """
+        self._ready()
         return tier_of(
             sees_signals=EventSource.TRACEFS in self._recorders,
             sees_births=EventSource.PROCEVENTS in self._recorders,
@@ -174,6 +205,7 @@ class KernelRecord:
     @property
     def sources(self) -> frozenset[EventSource]:
         """Those that work."""
+        self._ready()
         return frozenset(self._recorders)
 
     def adopt(self, unit: str, pid: int, tasks: Collection[int]) -> None:
@@ -183,20 +215,28 @@ class KernelRecord:
 
     def pump(self, until_us: int) -> None:
         """Hand out what happened until then, unless that was done; and what has come since."""
-        if self._lineage is None or self._pumped_us >= until_us:
-            return
-        self._read(self._lineage)
+        if self._lineage is not None and self._pumped_us < until_us:
+            self._read(self._lineage, HOLD_US)
 
-    def _read(self, lineage: Lineage) -> None:
-        # What happened until now is in the buffers by now, whatever processor it happened on.
+    def finish(self) -> None:
+        """Hand out all that has happened until now."""
+        if self._lineage is not None:
+            self._read(self._lineage, 0)
+
+    def _read(self, lineage: Lineage, hold_us: int) -> None:
+        # What happened until now is in the buffers by now, whatever processor it happened on; a
+        # processor that was taken away in between may be a moment late.
         until_us = now_us()
-        for source, recorder in self._recorders.items():
-            self._waiting += recorder.read()
+        for source, recorder in tuple(self._recorders.items()):
+            try:
+                self._waiting += recorder.read()
+            except OSError as error:
+                self._lose(source, error.strerror or str(error))
+                continue
             if recorder.lost > self._lost[source]:
-                self._tell_loss(source, recorder.lost - self._lost[source], until_us)
-                self._lost[source] = recorder.lost
+                self._note_loss(source, recorder.lost, until_us)
         self._waiting.sort(key=attrgetter("at_us"))
-        ready = [event for event in self._waiting if event.at_us <= until_us]
+        ready = [event for event in self._waiting if event.at_us <= until_us - hold_us]
         self._waiting = self._waiting[len(ready) :]
         self._pumped_us = until_us
         for event in ready:
@@ -219,13 +259,25 @@ class KernelRecord:
             else:
                 self._hand_out(lineage.adopt(unit, pid, (), now_us()))
 
-    def _tell_loss(self, source: EventSource, lost: int, until_us: int) -> None:
-        text = LOSS.format(lost=lost, source=source.value)
+    def _note_loss(self, source: EventSource, lost: int, until_us: int) -> None:
+        text = LOSS.format(lost=lost - self._lost[source], source=source.value)
+        self._lost[source] = lost
+        if self._lineage is not None:
+            self._lineage.mistrust()
+        self._tell_gap(source, until_us, text)
+
+    def _tell_gap(self, source: EventSource, until_us: int, text: str) -> None:
         for unit in self._units.values():
             unit.take_loss(source, self._pumped_us, until_us, text)
 
+    def leave(self, pid: int) -> None:
+        """A process has left its unit: what becomes of it is not told any more."""
+        if self._lineage is not None:
+            self._lineage.leave(pid)
+
     def states(self) -> tuple[ObserverState, ...]:
         """What each gave, or why it is not there."""
+        self._ready()
         return tuple(
             ObserverState(
                 name=source.value,
@@ -243,4 +295,23 @@ class KernelRecord:
             self._opening.join()
         recorders, self._recorders = self._recorders, {}
         for recorder in recorders.values():
-            threading.Thread(target=recorder.close, name="sdtool record").start()
+            _start(partial(_let_go, recorder))
+
+
+def _start(work: Callable[[], None]) -> threading.Thread | None:
+    """Have it done in a thread; where there may be none more it is done at once."""
+    thread = threading.Thread(target=work, name="sdtool record")
+    try:
+        thread.start()
+    except RuntimeError:
+        work()
+        return None
+    return thread
+
+
+def _let_go(recorder: Recorder) -> None:
+    try:
+        recorder.close()
+    except OSError as error:
+        # Somebody looks into it just now; the next stop removes it.
+        log.debug("a source of the kernel's record stays: %s", error)

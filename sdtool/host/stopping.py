@@ -149,7 +149,12 @@ async def _watch(
         _attach(record, everyone, session.scope)
         for watch in everyone:
             watch.arm()
-        keeper = contact.Contact(manager, signals, everyone, clock.on_policy)
+
+        def on_policy() -> None:
+            clock.on_policy()
+            record.record_signals(_signals_of(everyone))
+
+        keeper = contact.Contact(manager, signals, everyone, on_policy)
         async with _pumping(keeper, everyone, record, on_events):
             try:
                 async with clock.running(active):
@@ -165,9 +170,14 @@ async def _watch(
 def _attach(record: KernelRecord, watches: Sequence[StopWatch], scope: Scope) -> None:
     """Have the kernel's record tell each watch of its processes."""
     groups = {watch.control_group: watch.name for watch in watches if watch.control_group}
-    signals = frozenset[str]().union(*(watch.signals for watch in watches))
+    signals = _signals_of(watches)
     by_name = {watch.name: watch for watch in watches}
     record.attach(by_name, groups, signals, read_manager_pid(scope))
+
+
+def _signals_of(watches: Sequence[StopWatch]) -> frozenset[str]:
+    """All that may be sent to any of them."""
+    return frozenset[str]().union(*(watch.signals for watch in watches))
 
 
 def _hand_on(watches: Sequence[StopWatch], until_us: int, on_events: OnEvents) -> None:

@@ -125,6 +125,7 @@ class StopWatch:
             self._lives.manager = self._record.manager
             self.told.sees_signals = EventSource.TRACEFS in self._record.sources
             self._members.adopt = partial(self._record.adopt, self.name)
+            self._members.leave = self._record.leave
         self._members.take_stock()
         for state in self._observer_states():
             text = f"{state.name}: {state.reason}"
@@ -192,7 +193,8 @@ class StopWatch:
 
     def take_loss(self, source: EventSource, since_us: int, until_us: int, text: str) -> None:
         """Take note that the record lacks something."""
-        self.told.sees_signals = False
+        if source is EventSource.TRACEFS:
+            self.told.sees_signals = False
         self._log.note(
             EventKind.GAP,
             source,
@@ -327,7 +329,7 @@ class StopWatch:
         await self._settle()
         await self._wait_for_along()
         await self._look_around()
-        self._record.pump(now_us() - RECENT_US)
+        self._record.finish()
         self.read_observers()
         self.told.infer_phases(now_us())
         await self._consult_journal()

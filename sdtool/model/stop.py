@@ -152,16 +152,18 @@ class StopCommand:
 
 
 class SignalResult(StrEnum):
-    """What became of a signal when it was sent: TRACE_SIGNAL_* of the kernel, and why.
+    """What the kernel did with a signal when it was sent, in its own words (TRACE_SIGNAL_*).
 
-    The kernel drops a signal that is ignored, and one to a process that is ending.
+    It ignores a signal that the process ignores, and one to a process that is on its way to its
+    end; only of the former there is an event ``signal-ignored``. lose_info is delivered, without
+    a word from whom.
     """
 
     DELIVERED = "delivered"
     IGNORED = "ignored"
-    ENDING = "ending"
-    PENDING = "already pending"
-    LOST = "lost"
+    ALREADY_PENDING = "already_pending"
+    OVERFLOW_FAIL = "overflow_fail"
+    LOSE_INFO = "lose_info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +280,7 @@ class WatchedProcess:
         disposition: As predicted before the stop; unknown for one born during it.
         disposition_reason: Which bits say so, or why it is not known.
         seen_us: When it was first seen; None when it was there before the stop.
+        has_left: It was moved out of the unit: what became of it is not of this stop.
     """
 
     pid: int
@@ -287,6 +290,7 @@ class WatchedProcess:
     disposition: Disposition
     disposition_reason: str
     seen_us: int | None
+    has_left: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,9 +51,9 @@ ROUND_US = 5_000
 """The manager sends a signal to one process after the other: so close together it is one round."""
 
 RESULTS: dict[str | None, str] = {
-    SignalResult.ENDING: "it was ending already",
-    SignalResult.PENDING: "it was pending already",
-    SignalResult.LOST: "it was lost",
+    SignalResult.IGNORED: "it was ending, or ignored it",
+    SignalResult.ALREADY_PENDING: "it was pending already",
+    SignalResult.OVERFLOW_FAIL: "there was no room for it",
 }
 
 SIGNALS = (EventKind.SIGNAL_SENT, EventKind.SIGNAL_IGNORED)

@@ -41,7 +41,11 @@ UNIFIED_ROOT = 0
 """The number of the cgroup2 hierarchy among all, as in the 0:: line of /proc/PID/cgroup."""
 
 SENT_BY_TASKS = frozenset({0, -1, -6})
-"""Codes of signals that a task has sent: SI_USER, SI_QUEUE, SI_TKILL; others are the kernel's."""
+"""Codes of signals that a task has sent: SI_USER, SI_QUEUE, SI_TKILL; others are the kernel's.
+
+What a task has the kernel do for it counts as sent by it: writing cgroup.kill, or ending as the
+parent of who has set PR_SET_PDEATHSIG.
+"""
 
 SIG_IGN = 1
 """The highest of the handlers that are none: SIG_DFL is 0."""
@@ -60,8 +64,6 @@ OUTSIDE = "what is traced cannot be told apart: this is not the initial pid name
 
 GIVES = "signals with sender and target, births and ends, by the kernel's clock"
 
-SIGKILL = 9
-
 USUAL_SIGNALS = frozenset(
     {"SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE"}
     | {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGSYS", "SIGXCPU", "SIGXFSZ", "SIGSTOP"}
@@ -71,8 +73,9 @@ USUAL_SIGNALS = frozenset(
 RESULTS = {
     0: SignalResult.DELIVERED,
     1: SignalResult.IGNORED,
-    2: SignalResult.PENDING,
-    3: SignalResult.LOST,
+    2: SignalResult.ALREADY_PENDING,
+    3: SignalResult.OVERFLOW_FAIL,
+    4: SignalResult.LOSE_INFO,
 }
 
 
@@ -100,8 +103,8 @@ def _signal_filters(signals: Iterable[str], own_pid: int) -> dict[str, str]:
     proof = f"sig == {signal_number('SIGCONT')} && pid == {own_pid}"
     return {
         GENERATE: f"{wanted} || ({proof})",
-        # The end of a process is one more delivery, of SIGKILL, whatever has ended it.
-        DELIVER: f"({wanted}) && sig != {SIGKILL} && sa_handler > {SIG_IGN}",
+        # The end of a process is one more delivery, of SIGKILL, but with no handler.
+        DELIVER: f"({wanted}) && sa_handler > {SIG_IGN}",
     }
 
 

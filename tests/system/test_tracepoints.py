@@ -155,7 +155,7 @@ def test_result_of_a_signal_is_told(trace: KernelTrace, child: subprocess.Popen[
         ("SIGHUP", delivered),
         ("SIGINT", ignored),
         ("SIGQUIT", delivered),
-        ("SIGQUIT", SignalResult.PENDING),
+        ("SIGQUIT", SignalResult.ALREADY_PENDING),
         ("SIGKILL", delivered),
     ] == [(event.signal, event.result) for event in sent]
     assert {(US, False)} == {(event.sender, event.by_kernel) for event in sent}

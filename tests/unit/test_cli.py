@@ -13,7 +13,7 @@ import sdtool as package
 from sdtool.cli.app import COMMANDS, LazyGroup, build_app
 from sdtool.cli.invocation import Invocation, report_failure, wants_colour
 from sdtool.cli.ports import parse_bind, parse_port
-from sdtool.cli.stop import _parse_observers
+from sdtool.cli.stop import parse_observers
 from sdtool.errors import Exit, InvalidArgument, NoSuchUnit
 from sdtool.model.answer import Answer
 from sdtool.model.binding import BindSpec
@@ -315,11 +315,11 @@ def test_scope_is_the_systems_by_default() -> None:
 )
 def test_observers_are_named_or_left_out(text: str | None, expected: set[str] | None) -> None:
     """Names are all there is; with a minus alone they are what there is not."""
-    assert expected == _parse_observers(text)
+    assert expected == parse_observers(text)
 
 
 @pytest.mark.parametrize("text", ["telescope", "-telescope", "pidfd,-none"])
 def test_observer_that_is_none_is_refused(text: str) -> None:
     """With the names that there are."""
     with pytest.raises(InvalidArgument, match="is no observer"):
-        _parse_observers(text)
+        parse_observers(text)

@@ -126,7 +126,7 @@ def test_kill_by_the_kernel_is_its_own() -> None:
 )
 def test_first_of_two_kills_ends_it(first: int, second: int, expected: tuple[bool, str]) -> None:
     """The second one finds it on its way, whatever order they were heard in."""
-    late = sent(ms(7), second, result=SignalResult.ENDING)
+    late = sent(ms(7), second, result=SignalResult.IGNORED)
     assert expected == killed(KILLING, late, sent(ms(5), first), gone(ms(8), MAIN, KILLED))
 
 
@@ -136,7 +136,7 @@ def test_kill_after_the_end_was_not_its_cause() -> None:
     assert expected == killed(gone(ms(5), MAIN, KILLED), sent(ms(6), STRANGER))
 
 
-@pytest.mark.parametrize("result", [SignalResult.ENDING, SignalResult.PENDING])
+@pytest.mark.parametrize("result", [SignalResult.IGNORED, SignalResult.ALREADY_PENDING])
 def test_kill_that_did_nothing_is_not_the_cause(result: SignalResult) -> None:
     """The first process of a namespace is not killed from inside; then came the manager's."""
     kills = [sent(ms(5), STRANGER, result=result), sent(ms(7))]
@@ -144,7 +144,7 @@ def test_kill_that_did_nothing_is_not_the_cause(result: SignalResult) -> None:
     assert (True, THEIRS) == killed(*events)
 
 
-@pytest.mark.parametrize("result", [SignalResult.ENDING, SignalResult.PENDING])
+@pytest.mark.parametrize("result", [SignalResult.IGNORED, SignalResult.ALREADY_PENDING])
 def test_kill_that_found_another_is_not_the_kernels(result: SignalResult) -> None:
     """Somebody had sent one before anybody looked."""
     for sender in (MANAGER, STRANGER):

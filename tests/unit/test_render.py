@@ -283,10 +283,10 @@ def test_only_one_that_ignores_a_signal_is_not_named_twice() -> None:
     sender = {"pid": 11, "comm": "b", "sender_pid": 1, "sender_comm": "x", "signal": "SIGTERM"}
     sent = event(ms(1), EventKind.SIGNAL_SENT, **sender)
     ignored = event(ms(1), EventKind.SIGNAL_IGNORED, **sender)
-    late = replace(sent, at_us=ms(30), result=SignalResult.ENDING)
+    late = replace(sent, at_us=ms(30), result=SignalResult.IGNORED)
     first, second = timeline(sent, ignored, late).splitlines()
     assert first.endswith("SIGTERM from 1 (x) to 11 (b), ignored by it")
-    assert second.endswith("SIGTERM from 1 (x) to 11 (b) (it was ending already)")
+    assert second.endswith("SIGTERM from 1 (x) to 11 (b) (it was ending, or ignored it)")
 
 
 def test_signal_of_the_kernels_has_no_sender() -> None:

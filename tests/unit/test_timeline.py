@@ -792,7 +792,7 @@ def test_limit_had_passed_when_its_signal_was_sent() -> None:
     """The word of the phase comes later; a signal of before is of the phase before."""
     before, kill = phase(ms(4), "stop-sigterm"), phase(ms(2010), "stop-sigkill")
     sent_at = [ms(3), ms(2005), ms(2006)]
-    signals = [event(at_us, EventKind.SIGNAL_SENT, pid=10, signal="x") for at_us in sent_at]
+    signals = [event(at_us, EventKind.SIGNAL_SENT, pid=10, signal="SIGKILL") for at_us in sent_at]
     told = [before, kill, *signals]
     (timeout,) = infer_phase(policy(), kill, [MAIN], told, T0, sees_signals=True)
     assert ("stop-sigterm", ms(2005), ms(2005)) == (
