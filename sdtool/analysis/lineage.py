@@ -2,7 +2,8 @@
 
 A child belongs where the one that made it does; only a manager's own children are moved, or made
 elsewhere, and belong nowhere until that is known: what is told of them is kept until then.
-A process ends with its last task, which need not be its first one.
+A process ends with its last task, which need not be its first one, and with the status of that:
+so it is where it was killed or has called exit(3).
 
 The events must come in the order of their time.
 """

@@ -83,7 +83,8 @@ class Invocation:
         async def answer() -> None:
             with _ended_by_signals(interrupt):
                 async with Host(self.scope) as host:
-                    # Not returned: signal(2) of Python prints the result of the task to nowhere.
+                    # Not returned: asyncio.run puts the handler of SIGINT back, and Python
+                    # formats the old one for that, with the task in it and all of its result.
                     answers.append(await question(host))
 
         self.configure_logging()

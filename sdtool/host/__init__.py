@@ -3,8 +3,9 @@
 ``Host`` is the only place where sources meet analysis: it gathers, hands over, returns. Its
 methods live in modules by verb: ``units`` (list, trace, pid), ``census`` (list of all managers),
 ``ports`` (port, ports), ``binding`` (port --bind), ``stopping`` (stop), ``facilities`` (doctor).
-A stop stands on ``requesting`` (its job), ``stopwatch`` (one unit) with ``told``, ``members``,
-``observers`` and ``eventlog``, and ``contact`` (the manager, lost and found). All share a
+A stop stands on ``requesting`` (its job), ``record`` (the kernel's, for all units), ``stopwatch``
+(one unit) with ``told``, ``members``, ``lives``, ``ends``, ``observers``, ``lastword`` and
+``eventlog``, and ``contact`` (the manager, lost and found). All share a
 ``session``; ``asking`` keeps several answers in order. What a verb needs is imported when it is
 asked for: start-up time is a feature.
 
@@ -198,6 +199,7 @@ class Host:
     ) -> Answer[StopReport]:
         """Stop units, all at once, and observe them until their jobs are done.
 
+        As root, outside of containers, a SIGCONT to ourselves tries out what the kernel records.
         Cancelling stops the watch, not the jobs, and leaves no answer: ``interrupt`` does. One
         stop at a time: a second one on the same host would take the first one's signals. A unit
         that could not be stopped, or not watched to its end, is an error of the answer, beside

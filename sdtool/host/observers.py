@@ -5,6 +5,7 @@ They need no manager, and go on while it is out of reach.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -67,7 +68,7 @@ class JournalObserver:
         from sdtool.sources.journal import read_stop_records
 
         try:
-            async with self._session.journal_turns:
+            async with asyncio.timeout(deadline_s), self._session.journal_turns:
                 records = await read_stop_records(
                     unit.name,
                     self._session.scope,
@@ -77,8 +78,9 @@ class JournalObserver:
                     invocation_id=unit.invocation_id,
                     manager_pid=manager,
                 )
-        except Unavailable as error:
-            reason = f"{error} ({error.hint})" if error.hint else str(error)
+        except (TimeoutError, Unavailable) as error:
+            hint = error.hint if isinstance(error, Unavailable) else None
+            reason = f"{error} ({hint})" if hint else str(error) or "there was no time left for it"
             self.state = replace(self.state, available=False, reason=reason)
             return ()
         many = "1 record" if len(records) == 1 else f"{len(records)} records"

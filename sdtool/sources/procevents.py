@@ -1,7 +1,8 @@
 """Forks, execs and exits of every process, from the kernel's process connector.
 
-It needs CAP_NET_ADMIN and the initial network, pid and user namespaces; elsewhere it refuses, or
-takes the request and is silent: it counts only once it has acknowledged it.
+It is for the initial network, pid and user namespaces, and before Linux 6.6 for CAP_NET_ADMIN;
+elsewhere it refuses, or takes the request and is silent: it counts only once it has acknowledged
+it.
 
 Source: linux/cn_proc.h, linux/connector.h, drivers/connector/cn_proc.c.
 """
@@ -13,6 +14,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -65,6 +67,7 @@ class ProcEvents:
         if not is_initial_pid_namespace():
             raise OSError(errno.EXDEV, OUTSIDE)
         self._lost = self._uncounted = 0
+        self._request = time.monotonic_ns() & 0x7FFFFFFF
         self._numbers: dict[int, int] = {}
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_CONNECTOR)
@@ -86,20 +89,22 @@ class ProcEvents:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
     def _tell(self, operation: int) -> None:
-        body = CN_MSG.pack(CN_IDX_PROC, CN_VAL_PROC, 0, 0, 4, 0) + struct.pack("=I", operation)
+        ack = self._request
+        body = CN_MSG.pack(CN_IDX_PROC, CN_VAL_PROC, 0, ack, 4, 0) + struct.pack("=I", operation)
         header = NLMSGHDR.pack(NLMSGHDR.size + len(body), NLMSG_DONE, 0, 0, 0)
         self._socket.sendto(header + body, (0, 0))
 
     def _wait_for_acknowledgement(self) -> None:
-        self._socket.settimeout(ACKNOWLEDGE_S)
-        try:
-            while True:
+        """Wait for ours: everybody who listens gets those of all."""
+        until = time.monotonic() + ACKNOWLEDGE_S
+        while (left_s := until - time.monotonic()) > 0:
+            self._socket.settimeout(left_s)
+            with contextlib.suppress(TimeoutError):
                 for message in parse_proc_messages(self._socket.recv(BUFFER)):
-                    if message.refusal is not None:
+                    if message.refusal is not None and message.answers == self._request + 1:
                         _raise_refusal(message.refusal)
                         return
-        except TimeoutError:
-            raise OSError(errno.ETIMEDOUT, "the kernel does not acknowledge it") from None
+        raise OSError(errno.ETIMEDOUT, "the kernel does not acknowledge it")
 
     @property
     def lost(self) -> int:
@@ -150,12 +155,14 @@ class ProcMessage(NamedTuple):
     Attributes:
         event: None for kinds that are not read.
         refusal: Its errno, 0 for an acknowledgement; None for anything else.
+        answers: The request that it acknowledges, by a number more than its.
     """
 
     cpu: int
     number: int
     event: KernelEvent | None
     refusal: int | None
+    answers: int = 0
 
 
 def parse_proc_messages(data: bytes) -> Iterator[ProcMessage]:
@@ -163,13 +170,15 @@ def parse_proc_messages(data: bytes) -> Iterator[ProcMessage]:
     for _, _, payload in parse_messages(data):
         if len(payload) < CN_MSG.size:
             continue
-        index, value, number, *_ = CN_MSG.unpack_from(payload)
+        index, value, number, answer, *_ = CN_MSG.unpack_from(payload)
         # Of the longest event the last words are not sent with each.
         body = payload[CN_MSG.size :].ljust(PROC_EVENT.size, b"\0")
         what, cpu, at_ns, *told = PROC_EVENT.unpack_from(body)
         if (index, value) == (CN_IDX_PROC, CN_VAL_PROC):
             refusal = told[0] if what == What.ACKNOWLEDGED else None
-            yield ProcMessage(cpu, number, _build_event(what, at_ns // 1000, told), refusal)
+            yield ProcMessage(
+                cpu, number, _build_event(what, at_ns // 1000, told), refusal, answer
+            )
 
 
 def _build_event(what: int, at_us: int, told: list[int]) -> KernelEvent | None:
@@ -203,7 +212,7 @@ def _raise_refusal(code: int) -> None:
 def explain_silence(error: OSError) -> str:
     """Why nothing is told to us, and what would permit it."""
     if isinstance(error, PermissionError):
-        return "needs CAP_NET_ADMIN (root)"
+        return "needs CAP_NET_ADMIN (root), before Linux 6.6"
     if isinstance(error, ConnectionRefusedError):
         return "it is for the initial network namespace alone"
     if error.errno == errno.EPROTONOSUPPORT:

@@ -496,6 +496,22 @@ def test_a_thousand_processes_are_all_told_of(
     assert int(done.stderr.splitlines()[-1]) < 80_000
 
 
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier in "AC"])
+def test_a_thousand_that_are_killed_are_all_named(
+    start: Start, manager: Bench, tier: str, situations: Situations
+) -> None:
+    """KillMode=mixed ends them without a word, and the manager calls that a success."""
+    has = ("KillMode=mixed", "TimeoutStopSec=20", "TasksMax=infinity")
+    unit = start(Behaviour(unit="crowd", runs=("main: crowd=1000 TERM=exit:0",), has=has))
+    done = manager.run(stop_argv(manager, unit, *TIERS[tier]))
+    (report,) = read_reports(done.stdout)
+
+    children = {p["pid"] for p in report["processes"] if p["role"] == "other"}
+    assert ("killed", "success") == (report["verdict"], report["result"])
+    assert (1000, children) == (len(report["killed"]), set(report["killed"]))
+    assert {0} == {observer["lost"] for observer in report["observers"]}
+
+
 @every_tier
 def test_storm_of_children_is_told_without_a_gap(
     start: Start, manager: Bench, situations: Situations, tier: str

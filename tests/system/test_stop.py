@@ -14,7 +14,7 @@ import pytest
 
 from sdtool.model.scope import Scope
 from sdtool.sources import descriptors
-from tests.system.bench import Bench, Client, flag_of, sdtool_argv
+from tests.system.bench import Bench, Client, cgroupfs_of, flag_of, sdtool_argv
 
 
 def stop(sdtool: Client, unit: str, *options: str) -> tuple[int, dict[str, Any]]:
@@ -432,3 +432,26 @@ def wait_for_socket(pid: int) -> None:
     until = time.monotonic() + 10
     while not descriptors.Sweep([pid]).sockets:
         assert time.monotonic() < until, "it never connected"
+
+
+@pytest.mark.parametrize("observers", ["-journal", "-tracefs", "-tracefs,-procevents"])
+def test_process_that_is_moved_out_is_not_of_the_stop(
+    sdtool: Client, systemctl: Client, manager: Bench, observers: str
+) -> None:
+    """It runs on in another unit: no left-over, and nobody waits for its end."""
+    systemctl("start", "sdtool-forks", "sdtool-slow")
+    (trace,) = json.loads(sdtool("trace", "sdtool-forks", "--json").stdout)["data"]
+    (moved,) = [p["pid"] for p in trace["processes"] if p["comm"] == "child-stubborn"]
+    group = systemctl("show", "-P", "ControlGroup", "sdtool-slow").stdout.strip()
+    command = sdtool_argv(manager, "stop", "sdtool-forks", "--jsonl", f"--observers={observers}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopping:
+        assert stopping.stdout is not None
+        wait_for_line(stopping.stdout, '"final-sigterm"')
+        place = cgroupfs_of(manager) / group.lstrip("/") / "cgroup.procs"
+        place.write_text(str(moved))
+        report = json.loads(stopping.stdout.read().splitlines()[-1])["data"][0]
+
+    assert ("clean", [], []) == (report["verdict"], report["leftovers"], report["killed"])
+    (fate,) = [p for p in report["processes"] if p["pid"] == moved]
+    assert (None, False) == (fate["exit"], fate["killed_by_manager"])
+    assert "moved out" in fate["fate_reason"]
