@@ -23,7 +23,14 @@ from sdtool.analysis.events import (
     status_of,
     unseen_spans,
 )
-from sdtool.analysis.phases import SIGKILL, is_kill_phase, kills_rest, roles_signalled
+from sdtool.analysis.phases import (
+    ENDED,
+    SIGKILL,
+    is_kill_phase,
+    kills_rest,
+    roles_signalled,
+    signal_of,
+)
 from sdtool.model.process import Disposition, Role
 from sdtool.model.stop import (
     INFINITY,
@@ -95,7 +102,7 @@ def _build_fate(process: WatchedProcess, stop: _Stop, own: Sequence[Event]) -> P
         role=process.role,
         disposition=process.disposition,
         disposition_reason=process.disposition_reason,
-        as_predicted=_is_as_predicted(process, status, stop_signal, stop),
+        as_predicted=_is_as_predicted(process, status, stop_signal, stop, killed is True),
         signalled_us=stop_signal.at_us if stop_signal is not None else None,
         exit_us=exited.at_us if exited else None,
         exit=status,
@@ -109,10 +116,13 @@ def _is_as_predicted(
     status: ExitStatus | None,
     sent: Event | None,
     stop: _Stop,
+    was_killed: bool,
 ) -> bool | None:
     """Whether the stop signal did what was predicted; one with a handler may end in any way."""
     if sent is None or sent.signal is None:
         return None
+    if process.disposition is Disposition.DIES and sent.result not in (None, *DELIVERED):
+        return None  # it was on its way to its end already
     stays = process.pid in stop.survivors
     if not stays and status is None:
         return None
@@ -123,7 +133,7 @@ def _is_as_predicted(
         return None
     # Whether one that has exited got the signal before that can only be seen.
     seen = sent.result in DELIVERED
-    outlived = stays or _ended_by(status, SIGKILL) or (seen and isinstance(status, ExitCode))
+    outlived = stays or was_killed or (seen and isinstance(status, ExitCode))
     return True if died else False if outlived else None
 
 
@@ -192,14 +202,15 @@ def _seen_kill(exit_us: int, own: Iterable[Event], stop: _Stop) -> tuple[bool | 
 
 def _was_asked_for(kill: Event, stop: _Stop) -> bool:
     """Whether the manager sent SIGKILL outside of every phase in which it does by itself."""
-    if stop.record.policy is None or stop.record.policy.final_kill_signal != SIGKILL:
-        return stop.record.policy is not None
-    phases = (state.at_us for state in stop.states if is_kill_phase(state.sub_state or ""))
+    policy = stop.record.policy
+    if policy is None:
+        return False
+    phases = (s.at_us for s in stop.states if signal_of(policy, s.sub_state or "") == SIGKILL)
     # The manager stamps a phase when it has sent its signals.
     earliest, latest = kill.at_us - TIMER_LEAD_US, kill.at_us + KILL_SLACK_US
     in_phase = any(earliest <= at_us <= latest for at_us in phases)
     ended_us = stop.main_end_us
-    of_rest = kills_rest(stop.record.policy) and ended_us is not None and ended_us <= kill.at_us
+    of_rest = kills_rest(policy) and ended_us is not None and ended_us <= kill.at_us
     unseen = any(since <= kill.at_us <= until for since, until in stop.unseen)
     return not (in_phase or of_rest or unseen or _ran_out_before(kill.at_us, stop))
 
@@ -304,6 +315,8 @@ def _unread_status(
     policy = stop.record.policy
     if policy is None:
         return False, "how it ended was not seen"
+    if exit_us is None and stop.record.active_state not in ENDED:
+        return False, "it was not seen to end; the unit is still up"
     phases = (state.sub_state or "" for state in stop.states)
     rest_killed = kills_rest(policy) and process.role is not Role.MAIN
     kill_sent = stop.record.result == "timeout" or any(map(is_kill_phase, phases))

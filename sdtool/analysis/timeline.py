@@ -21,7 +21,6 @@ from sdtool.analysis.events import (
     TIMER_LEAD_US,
     exits_by_pid,
     group_by_pid,
-    main_end,
     sort_events,
     states_of,
     status_of,
@@ -50,6 +49,8 @@ from sdtool.model.stop import (
     Tier,
     WatchedProcess,
 )
+
+SIGHUP = "SIGHUP"
 
 SUCCESS = "success"
 """The result of a unit of which nothing has failed."""
@@ -167,11 +168,9 @@ def _infer_sent(
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
-        there = [p for p in there if p.role not in awaited or not _ended_by_then(p, state, exits)]
-    if timeout is None and is_kill_phase(state.sub_state or "") and kills_rest(policy):
-        # KillMode=mixed: this phase is for those that outlived the main process.
-        ended = main_end(processes, exits) or 0
-        there = [p for p in there if p.pid not in exits or exits[p.pid].at_us > ended]
+        gone = [p for p in processes if p.role in awaited and _ended_by_then(p, state, exits)]
+        ended_us = max((exits[p.pid].at_us for p in gone), default=0)
+        there = [p for p in there if p not in gone and _outlived(p, ended_us, exits)]
     seen = {
         (e.pid, e.signal)
         for e in events
@@ -267,8 +266,9 @@ def _infer_signals(
     roles = roles_signalled(policy, state.sub_state or "")
     targets = [process for process in processes if process.role in roles]
     signals = [signal]
-    if policy.send_sighup and (state.sub_state or "").endswith("-sigterm"):
-        signals.append("SIGHUP")
+    is_asking = (state.sub_state or "").endswith("-sigterm")
+    if policy.send_sighup and is_asking and signal not in (SIGHUP, SIGKILL):
+        signals.append(SIGHUP)
     ends = [exits[p.pid].at_us for p in targets if p.pid in exits]
     at_us = max(since, min([*ends, state.at_us]))
     return tuple(
@@ -324,9 +324,16 @@ def _awaited_roles(state: Event) -> frozenset[Role]:
     return frozenset({Role.CONTROL})
 
 
+def _outlived(process: WatchedProcess, end_us: int, exits: Mapping[int, Event]) -> bool:
+    """Whether it ran when those had ended that the phase before was waiting for."""
+    gone = exits.get(process.pid)
+    return gone is None or gone.at_us > end_us
+
+
 def _ended_by_then(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
     gone = exits.get(process.pid)
-    return gone is not None and gone.at_us <= state.at_us + EXIT_LAG_US
+    born_late = process.seen_us is not None and process.seen_us > state.at_us
+    return gone is not None and not born_late and gone.at_us <= state.at_us + EXIT_LAG_US
 
 
 def _sent(

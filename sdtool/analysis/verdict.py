@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sdtool.analysis.events import exits_by_pid, main_end
 from sdtool.analysis.phases import ENDED, SIGKILL, kills_rest
 from sdtool.model.stop import Event, EventKind, ProcessFate, StopRecord, Verdict
 
@@ -42,13 +41,12 @@ def _judge_one(record: StopRecord, fates: Sequence[ProcessFate]) -> tuple[Verdic
         return Verdict.FAILED, failure
     if unknown := _unknown(record, fates):
         return Verdict.UNKNOWN, unknown
-    return Verdict.CLEAN, _clean_reason(fates)
+    return Verdict.CLEAN, _clean_reason(record, fates)
 
 
 def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
     names = _names((fate.pid, fate.comm) for fate in killed)
-    main_exit = main_end(record.processes, exits_by_pid(record.events))
-    if record.policy and kills_rest(record.policy) and main_exit and record.result == "success":
+    if record.policy and kills_rest(record.policy) and record.result == "success":
         return f"{names} got SIGKILL and no stop signal: KillMode=mixed ends the rest so."
     pids = {fate.pid for fate in killed}
     kills = [e.at_us for e in record.events if e.pid in pids and _is_kill(e)]
@@ -99,19 +97,27 @@ def _unknown(record: StopRecord, fates: Sequence[ProcessFate]) -> str | None:
     return None
 
 
-def _clean_reason(fates: Sequence[ProcessFate]) -> str:
+def _clean_reason(record: StopRecord, fates: Sequence[ProcessFate]) -> str:
+    left = [(process.pid, process.comm) for process in record.processes if process.has_left]
+    moved = f" {_names(left)} {_were(len(left))} moved out of the unit before." if left else ""
+    ended = len(fates) - len(left)
     if not fates:
         return "It had no processes."
-    if len(fates) == 1:
-        return "The process ended without a SIGKILL of systemd's, and nothing stayed behind."
-    count = f"All {len(fates)} processes"
-    return f"{count} ended, none by a SIGKILL of systemd's, and nothing stayed behind."
+    if ended == 1:
+        one = "The process ended without a SIGKILL of systemd's, and nothing stayed behind."
+        return one + moved
+    count = f"All {ended} processes"
+    return f"{count} ended, none by a SIGKILL of systemd's, and nothing stayed behind.{moved}"
 
 
 def _names(processes: Iterable[tuple[int, str]]) -> str:
     named = [f"{pid} ({comm})" for pid, comm in processes]
     shown = ", ".join(named[:3])
     return shown if len(named) <= 3 else f"{shown} and {len(named) - 3} more"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _verb(count: int) -> str:

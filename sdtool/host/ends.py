@@ -88,11 +88,19 @@ class Ends:
             self._note_status(event.pid, end, event.exit, event.source)
         self.settle()
 
-    def take_waited(self, pid: int, at_us: int, status: ExitStatus) -> None:
-        """Take what the manager says of a process that it has waited for."""
+    def take_waited(
+        self, pid: int, at_us: int, status: ExitStatus, *, is_last: bool = False
+    ) -> None:
+        """Take what the manager says of a process that it has waited for.
+
+        Args:
+            is_last: Nobody has more to say of it.
+        """
         end = self._find(pid)
         end.waited = end.waited or at_us
         self._note_status(pid, end, status, EventSource.DBUS)
+        if is_last and pid in self._open:
+            self._close(pid)
         self.settle()
 
     def take_missed(self, events: Iterable[Event]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from sdtool.analysis.phases import SIGKILL
 from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog
 from sdtool.host.members import Members
@@ -46,15 +47,16 @@ class Lives:
         self._members = members
         self._ends = ends
         self._close_port = close_port
+        self._killed: set[int] = set()
         self._senders: dict[int, tuple[int, str | None]] = {}
         self.manager: int | None = None
 
     def take(self, event: KernelEvent) -> None:
         """Take one event; they come in the order of their time."""
         if isinstance(event, TaskBorn):
-            self._ends.forget(event.pid)
             self._senders.pop(event.pid, None)
-            self._members.meet_born(event, by_manager=event.maker == self.manager)
+            by_manager = event.maker == self.manager
+            self._members.meet_born(event, by_manager=by_manager, forget=self._forget)
         elif isinstance(event, TaskMoved):
             self._members.meet_moved(event)
         elif isinstance(event, TaskExecuted):
@@ -67,6 +69,10 @@ class Lives:
             self._note(EventKind.SIGNAL_DELIVERED, event, signal=event.signal)
         else:
             self._close_port(event)
+
+    def _forget(self, pid: int) -> None:
+        self._ends.forget(pid)
+        self._killed.discard(pid)
 
     def _on_exec(self, event: TaskExecuted) -> None:
         self._members.rename(event.pid, _comm_of(event), event.path)
@@ -81,7 +87,9 @@ class Lives:
             "result": event.result,
         }
         self._note(EventKind.SIGNAL_SENT, event, **sent)
-        dropped = event.result is SignalResult.IGNORED
+        dropped = event.result is SignalResult.IGNORED and event.pid not in self._killed
+        if event.signal == SIGKILL:
+            self._killed.add(event.pid)  # it acts on nothing any more, and ignores nothing
         if dropped and self._members.ignores(event.pid, event.signal):
             self._note(EventKind.SIGNAL_IGNORED, event, **sent)
 

@@ -66,6 +66,8 @@ class Members:
         self._by_pid: dict[int, ProcessId] = {}
         self._looked_at: frozenset[int] = frozenset()
         self._control_pid = details.control_pid
+        held = (details.unit.main_pid, details.control_pid)
+        self._held = frozenset(pid for pid in held if pid is not None)
         self._unwatched: set[ProcessId] = set()
         self._untold: dict[ProcessId, int] = {}
         self._told_control: set[int] = set()
@@ -102,9 +104,14 @@ class Members:
         while self._walk(born_now=False):
             pass
 
-    def rescan(self) -> None:
-        """Look for processes that were born, or have gone, since the last walk."""
-        self._walk(born_now=True)
+    def rescan(self, *, after_us: int = 0) -> None:
+        """Look for processes that were born, or have gone, since the last walk.
+
+        Args:
+            after_us: Unless the last walk is less than so long ago.
+        """
+        if now_us() - self._walked_us >= after_us:
+            self._walk(born_now=True)
 
     def stop_adopting(self) -> None:
         """The unit has been started again: whoever is born from now on is not of this stop."""
@@ -112,10 +119,10 @@ class Members:
 
     def _walk(self, *, born_now: bool) -> bool:
         """Walk the cgroup once; whether there was anybody new."""
-        if self._group is None or self._closed:
+        if self._details.policy is None or self._closed:
             return False
         last_us, self._walked_us = self._walked_us, now_us()
-        pids = cgroups.read_pids(self._mount, self._group)
+        pids = self._read_pids()
         new, gone = pids - self._looked_at, self._looked_at - pids
         # A pid that has left can come back as another process.
         self._looked_at = pids
@@ -131,10 +138,21 @@ class Members:
         self._miss(pids, last_us)
         return bool(new)
 
+    def _read_pids(self) -> frozenset[int]:
+        """Those in the cgroup, and those that the manager has a hold of wherever they are.
+
+        A main process can be in a session's scope (PAMName=), or wherever PIDFile= names it.
+        """
+        inside = cgroups.read_pids(self._mount, self._group) if self._group else frozenset[int]()
+        outside = self._held - inside
+        return inside | {pid for pid in outside if processes.read_process(pid) is not None}
+
     def _look_after(self, pid: int) -> None:
         """Whether who is in the cgroup no more runs elsewhere; most have ended."""
         facts = processes.read_process(pid)
         if facts is None or facts.state in "ZX" or not self._is_known(facts.id):
+            return
+        if pid in self._held:
             return
         if not self._is_path_inside(facts.control_group or self._group or ""):
             self.note_left(pid)
@@ -242,11 +260,14 @@ class Members:
 
     # The kernel's record ---------------------------------------------------------------------
 
-    def meet_born(self, event: TaskBorn, *, by_manager: bool) -> None:
+    def meet_born(
+        self, event: TaskBorn, *, by_manager: bool, forget: Callable[[int], None] | None = None
+    ) -> None:
         """Take note of a birth, of a process that may be gone again.
 
         Args:
             by_manager: The manager made it: it runs a command of the unit.
+            forget: Called with the pid before it stands for a process that was not met yet.
         """
         if self._closed:
             return
@@ -259,6 +280,8 @@ class Members:
         if self._is_known(identity):
             self._note_time_of_birth(self._by_pid[event.pid], event)
             return
+        if forget is not None:
+            forget(event.pid)
         role = Role.CONTROL if by_manager else self._role_of(event.pid)
         if facts is not None and facts.id == identity and self._pidfds is not None:
             self._pidfds.watch(identity, comm, role)
@@ -284,11 +307,21 @@ class Members:
     def meet_moved(self, event: TaskMoved) -> None:
         """Take note of a process that was moved into the unit, or out of it."""
         if not self._is_path_inside(event.control_group):
-            self.note_left(event.pid)
+            self._note_move(event.pid)
             return
         facts = processes.read_process(event.pid)
         if facts is not None and not self._is_known(facts.id) and not self._closed:
             self._meet(facts, event.at_us)
+
+    def _note_move(self, pid: int) -> None:
+        """It was moved out; who runs a command of the unit is its own all the same."""
+        process = self.find(pid)
+        if process is None or process.role is Role.OTHER:
+            self.note_left(pid)
+            return
+        self._held |= {pid}
+        if self.adopt is not None:
+            self.adopt(pid, frozenset(processes.read_tasks(pid)))
 
     def note_left(self, pid: int) -> None:
         """It was moved out of the unit: nobody waits for its end."""
@@ -313,14 +346,12 @@ class Members:
         It may be on its way to its end as well.
         """
         process, policy = self.find(pid), self._details.policy
-        if process is None:
+        facts = processes.read_process(pid)
+        if process is None or facts is None or facts.state in "ZX":
             return False
         stop_signal = policy.kill_signal if policy is not None else None
         if signal == stop_signal and process.disposition is Disposition.IGNORES:
             return True
-        facts = processes.read_process(pid)
-        if facts is None or facts.state in "ZX":
-            return False
         masked = replace(facts, masks=processes.read_masks(pid, facts.state))
         return predict(masked, signal)[0] is Disposition.IGNORES
 
@@ -338,6 +369,7 @@ class Members:
             self._note_control(EventKind.CONTROL_EXIT, before, at_us)
         if pid is None:
             return
+        self._held |= {pid}
         self.rescan()
         if self.adopt is not None and pid not in self._by_pid:
             self.adopt(pid, frozenset())  # it is gone already, and the record has all of it
@@ -432,7 +464,7 @@ class Members:
     def _is_inside(self, pid: int) -> bool:
         """Whether it is in the unit still: one that was moved elsewhere is no left-over."""
         path = cgroups.read_process_cgroup(pid)
-        return path is None or self._is_path_inside(path)
+        return path is None or pid in self._held or self._is_path_inside(path)
 
     def _is_path_inside(self, path: str) -> bool:
         return f"{path}/".startswith(f"{self._group}/")

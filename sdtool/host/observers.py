@@ -167,9 +167,14 @@ class Observers:
         """The listening sockets that it had when the watch began."""
         return self._sockets.listeners if self._sockets is not None else ()
 
-    def find_listener(self, address: str, port: int) -> SocketFacts | None:
-        """The one that is told of, once: its notification has nothing to add then."""
-        return self._sockets.take_closed(address, port) if self._sockets is not None else None
+    def find_listener(self, address: str, port: int, at_us: int) -> SocketFacts | None:
+        """The one that was closed then, once: its notification has nothing to add then."""
+        sockets = self._sockets
+        return sockets.take_closed(address, port, at_us) if sockets is not None else None
+
+    def freed_at(self, row: SocketFacts) -> int | None:
+        """When one of the listening sockets was gone; None while it is there or nobody told."""
+        return self._sockets.freed.get(row.cookie) if self._sockets is not None else None
 
     def read_held(self) -> tuple[SocketFacts, ...]:
         """Those of the listening sockets that are there still."""

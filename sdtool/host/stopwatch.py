@@ -46,6 +46,8 @@ SETTLE_S = 0.25
 
 POLL_S = 0.005
 
+SELDOM_US = 500_000
+
 RECENT_US = 1_000
 """The kernel's record is not read again so soon: of many units that end, each wants it read."""
 
@@ -206,7 +208,7 @@ class StopWatch:
 
     def _close_port(self, event: ListenerClosed) -> None:
         """One of its ports is free, by the record: that comes long before the notification."""
-        port = self._observers.find_listener(event.address, event.port)
+        port = self._observers.find_listener(event.address, event.port, event.at_us)
         if port is not None:
             self._log.note(
                 EventKind.PORT_RELEASED,
@@ -235,7 +237,8 @@ class StopWatch:
         """Look for new processes and for exits that nobody reaps."""
         self.read_observers()
         if self.told.begun and not self.told.over.is_set():
-            self._members.rescan()
+            # The record tells who is born: then it is enough to look now and then.
+            self._members.rescan(after_us=SELDOM_US if self._ends.has_record else 0)
 
     def take_events(self, until_us: int) -> list[Event]:
         """What happened until then, with what can be concluded from it."""
@@ -398,7 +401,7 @@ class StopWatch:
         for command in self._commands:
             self._members.meet_command(command)
             if command.pid and command.ended_us and command.exit is not None:
-                self._ends.take_waited(command.pid, command.ended_us, command.exit)
+                self._ends.take_waited(command.pid, command.ended_us, command.exit, is_last=True)
 
     def _is_settled(self) -> bool:
         ports = len(self._observers.listeners)
@@ -514,10 +517,8 @@ class StopWatch:
         )
 
     def _port(self, row: SocketFacts) -> PortChange:
-        """A port with the time it was free at, by the kernel's notification."""
-        address = (row.protocol, row.address, row.port)
-        freed = self._log.of_kind(EventKind.PORT_RELEASED)
-        at_us = next((e.at_us for e in freed if (e.protocol, e.address, e.port) == address), None)
+        """A port with the time it was free at, by the kernel's word."""
+        at_us = self._observers.freed_at(row)
         return PortChange(
             protocol=row.protocol, address=row.address or "", port=row.port or 0, at_us=at_us
         )

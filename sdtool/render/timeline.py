@@ -62,16 +62,20 @@ SIGNALS = (EventKind.SIGNAL_SENT, EventKind.SIGNAL_IGNORED)
 def group_events(events: Iterable[Event]) -> list[tuple[Event, ...]]:
     """Events that make one line: a signal that is sent to many processes, and who ignores it."""
     groups: list[list[Event]] = []
-    rounds: dict[tuple[object, ...], list[Event]] = {}
+    rounds: dict[tuple[object, ...], tuple[list[Event], set[tuple[object, ...]]]] = {}
     for event in events:
-        key = (event.unit, event.signal, event.sender_pid, event.evidence)
-        group = rounds.get(key) if event.kind in SIGNALS else None
-        if group is not None and event.at_us - group[0].at_us <= ROUND_US:
-            group.append(event)
+        if event.kind not in SIGNALS:
+            groups.append([event])
             continue
-        groups.append([event])
-        if event.kind in SIGNALS:
-            rounds[key] = groups[-1]
+        key = (event.unit, event.signal, event.sender_pid, event.evidence)
+        who = (event.kind, event.pid)
+        group, known = rounds.get(key, ([], set()))
+        # A process that has it already gets it anew: that is the next round.
+        if not group or who in known or event.at_us - group[0].at_us > ROUND_US:
+            group, known = rounds[key] = [], set()
+            groups.append(group)
+        group.append(event)
+        known.add(who)
     return [tuple(group) for group in groups]
 
 

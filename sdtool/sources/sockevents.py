@@ -31,6 +31,7 @@ class SocketObserver:
 
     Attributes:
         listeners: The sockets that are watched.
+        freed: When each of them was gone, by its cookie.
     """
 
     name = "sock_diag"
@@ -42,6 +43,7 @@ class SocketObserver:
         self._ears: dict[int, socket.socket] = {}
         self._diags: list[socket.socket] = []
         self.lost = 0
+        self.freed: dict[int, int] = {}
         self.listeners: tuple[SocketFacts, ...] = ()
         self.available, self.reason = True, "sockets destroyed, by the kernel's notification"
 
@@ -129,6 +131,7 @@ class SocketObserver:
             cookie = int.from_bytes(MESSAGE.unpack_from(payload)[9], sys.byteorder)
             row = self._by_cookie.pop(cookie, None)
             if row is not None:
+                self.freed[cookie] = now
                 yield Event(
                     unit=self._unit,
                     at_us=now,
@@ -139,15 +142,17 @@ class SocketObserver:
                     port=row.port,
                 )
 
-    def take_closed(self, address: str, port: int) -> SocketFacts | None:
+    def take_closed(self, address: str, port: int, at_us: int) -> SocketFacts | None:
         """A TCP socket that is watched and was closed, by another's word; no event is made of it.
 
-        Of several with one address, in several namespaces, it may be any.
+        Of several with one address (SO_REUSEPORT, other namespaces) the notification tells which.
         """
-        for cookie, row in self._by_cookie.items():
-            if (row.address, row.port) == (address, port) and row.protocol != "udp":
-                return self._by_cookie.pop(cookie)
-        return None
+        where = address, port, "tcp"
+        rows = [row for row in self.listeners if (row.address, row.port, row.protocol) == where]
+        if len(rows) != 1 or rows[0].cookie not in self._by_cookie:
+            return None
+        self.freed[rows[0].cookie] = at_us
+        return self._by_cookie.pop(rows[0].cookie)
 
     def read_held(self) -> tuple[SocketFacts, ...]:
         """Those of the listening sockets that are there still.

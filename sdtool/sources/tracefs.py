@@ -19,6 +19,7 @@ import itertools
 import os
 import re
 import select
+import time
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -52,8 +53,8 @@ LEAST_BUFFER_KB = 64
 PAGE = 1 << 16
 """As much as any kernel gives at once."""
 
-MAX_PAGES = 1000
-"""Of each processor in one call, so that it ends in a storm of events."""
+READ_NS = 60_000_000
+"""One call takes no longer: it ends in a storm of events too, and what is not read is counted."""
 
 
 def open_tracefs() -> int:
@@ -186,11 +187,14 @@ class Trace:
     def read(self) -> tuple[TraceEvent, ...]:
         """The events since the last call, in the order of their time.
 
-        An event of one processor may come a call later than a younger one of another.
+        An event of one processor may come a call later than a younger one of another. In a
+        storm some come with the next calls, or are lost.
         """
         found: list[TraceEvent] = []
+        budget_ns = READ_NS // max(len(self._pipes), 1)
         for pipe in self._pipes:
-            for _ in range(MAX_PAGES):
+            until_ns = time.monotonic_ns() + budget_ns
+            while time.monotonic_ns() < until_ns:
                 try:
                     data = os.read(pipe, PAGE)
                 except BlockingIOError:

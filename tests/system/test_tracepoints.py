@@ -182,11 +182,12 @@ def test_signal_is_recorded_when_it_is_asked_for(
     number = signal.SIGRTMIN + 3
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
-        os.kill(US, number)
+        # To this thread alone: another one may have it unblocked, and it would be the end of us.
+        signal.pthread_kill(threading.get_ident(), number)
         assert [] == of(trace.read(), SignalGenerated, US)
         signal.sigtimedwait({number}, 1)
         trace.record_signals(["SIGRTMIN+3"])
-        os.kill(US, number)
+        signal.pthread_kill(threading.get_ident(), number)
         child.send_signal(signal.SIGINT)
         signal.sigtimedwait({number}, 1)
     finally:
