@@ -455,3 +455,33 @@ def test_process_that_is_moved_out_is_not_of_the_stop(
     (fate,) = [p for p in report["processes"] if p["pid"] == moved]
     assert (None, False) == (fate["exit"], fate["killed_by_manager"])
     assert "moved out" in fate["fate_reason"]
+
+
+AWAY = """
+import os, signal, socket, sys
+open(sys.argv[1], "w").write("0")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("observers", ["-journal", "-tracefs", "-tracefs,-procevents"])
+def test_main_process_in_another_cgroup_is_the_units(
+    sdtool: Client, systemctl: Client, manager: Bench, observers: str
+) -> None:
+    """As logind leaves it with PAMName=: the manager signals it, and kills it, all the same."""
+    systemctl("start", "sdtool-slow")
+    group = systemctl("show", "-P", "ControlGroup", "sdtool-slow").stdout.strip()
+    settings = ["--service-type=notify", "--property=TimeoutStopSec=1"]
+    place = f"/sys/fs/cgroup{group}/cgroup.procs"
+    run_transient(manager, "sdtool-t-away", *settings, "/usr/bin/python3", "-c", AWAY, place)
+    pid = main_pid(systemctl, "sdtool-t-away")
+
+    status, report = stop(sdtool, "sdtool-t-away", f"--observers={observers}")
+
+    assert (1, "killed", [pid]) == (status, report["verdict"], report["killed"])
+    sent = [(e["pid"], e["signal"]) for e in report["events"] if e["kind"] == "signal-sent"]
+    assert [(pid, "SIGTERM"), (pid, "SIGKILL")] == sent

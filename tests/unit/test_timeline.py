@@ -800,3 +800,32 @@ def test_limit_had_passed_when_its_signal_was_sent() -> None:
         timeout.at_us,
         timeout.at_max_us,
     )
+
+
+def test_second_round_is_for_those_that_were_there_then() -> None:
+    """One that the first round ended is not signalled again, however quick the main process."""
+    quick = gone(ms(1.7), CHILD, TERMINATED)
+    events = [
+        phase(ms(1), "stop-sigterm"),
+        quick,
+        gone(ms(5), MAIN),
+        phase(ms(5.2), "final-sigterm"),
+    ]
+    stubborn = watched(13)
+    report = stopped([MAIN, CHILD, stubborn], events)
+    assert [(10, "SIGTERM"), (11, "SIGTERM"), (13, "SIGTERM"), (13, "SIGTERM")] == sent(report)
+
+
+def test_hangup_is_sent_once_where_it_is_the_stop_signal() -> None:
+    """SendSIGHUP= adds nothing to KillSignal=SIGHUP."""
+    kill = policy(kill_signal="SIGHUP", send_sighup=True)
+    report = stopped([MAIN], [phase(ms(1), "stop-sigterm"), gone(ms(2), MAIN)], kill)
+    assert [(10, "SIGHUP")] == sent(report)
+
+
+def test_no_limit_has_passed_where_the_result_is_success() -> None:
+    """A service can ask for more time."""
+    told = [phase(ms(1), "stop-sigterm"), gone(ms(2500), MAIN)]
+    ended = event(ms(2501), EventKind.STATE, sub_state="dead", active_state="inactive")
+    report = stopped([MAIN], [*told, replace(ended, result="success")])
+    assert [] == timeouts(report)
