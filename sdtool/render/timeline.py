@@ -39,6 +39,8 @@ HINTS = {
 
 MAX_LISTED = 8
 
+MAX_NAMED = 3
+
 MIXED_HINT = "KillMode=control-group would send them the stop signal first"
 
 QUIET = frozenset(
@@ -179,16 +181,22 @@ def _signal(group: Sequence[Event]) -> Text:
     if ignored:
         who = "it" if len(sent) == len(ignored) == 1 else _targets(ignored)
         text.append(f", ignored by {who}", "yellow")
+    if len(sent) > MAX_NAMED:
+        # Behind what matters most: it is what a narrow terminal cuts.
+        text.append(f": {', '.join(_names(sent)[:MAX_NAMED])} ...", "")
     if len(group) == 1 and group[0].result in RESULTS:
         text.append(f" ({RESULTS[group[0].result]})", "dim")
     return text
 
 
 def _targets(events: Sequence[Event]) -> str:
-    named = [_who(event.pid, event.comm) for event in events]
-    if len(named) <= 3:
-        return ", ".join(named)
-    return f"{count(len(named), 'process')}: {', '.join(named[:3])} ..."
+    """Who they are, or how many."""
+    many = len(events) > MAX_NAMED
+    return count(len(events), "process") if many else ", ".join(_names(events))
+
+
+def _names(events: Sequence[Event]) -> list[str]:
+    return [_who(event.pid, event.comm) for event in events]
 
 
 def _who(pid: int | None, comm: str | None) -> str:
