@@ -457,6 +457,50 @@ def test_every_signal_of_the_manager_is_told_to_the_millisecond(
     assert max(outside) < 1000
 
 
+@pytest.mark.capability("tracefs")
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "A"])
+def test_what_is_inferred_was_within_its_bounds(
+    situations: Situations, manager: Bench, tmp_path: Path, tier: str
+) -> None:
+    """Each signal that is concluded was sent, by the manager, between these moments."""
+    units = (*BEHAVIOURS, *ALONG)
+    situations.link({b.name: b.text(situations.directory, find_port()) for b in units})
+    situations.systemctl("start", *(b.name for b in units))
+    with traced(manager.pid, tmp_path / "strace") as trace:
+        done = manager.run(stop_argv(manager, *(b.name for b in BEHAVIOURS), *TIERS[tier]))
+    reports = {report["unit"]: report for report in read_reports(done.stdout)}
+    stops = [*reports.values(), *reports[BASE]["along"]]
+    called: dict[tuple[int, str], list[Kill]] = defaultdict(list)
+    for kill in trace.kills():
+        called[kill.pid, kill.signal].append(kill)
+
+    events = [event for report in stops for event in report["events"]]
+    inferred = [e for e in events if e["kind"] == "signal-sent" and e["evidence"] == "inferred"]
+    wrong = [
+        event
+        for event in inferred
+        if not any(
+            kill.until_us >= event["at_min_us"] - CLOCKS_US
+            and kill.since_us <= event["at_max_us"] + CLOCKS_US
+            for kill in called[event["pid"], event["signal"]]
+        )
+    ]
+    assert len(inferred) > 60
+    assert [] == wrong
+
+
+CLOCKS_US = 1000
+"""What may lie between strace's clock and ours."""
+
+
+def test_nobody_did_other_than_predicted(stopped: Stopped) -> None:
+    """What was certain before the stop is what the signal did."""
+    fates = [fate for report in stopped.reports.values() for fate in report["processes"]]
+    assert [] == [fate for fate in fates if fate["as_predicted"] is False]
+    held = {fate["disposition"] for fate in fates if fate["as_predicted"]}
+    assert {"dies", "ignores"} == held
+
+
 # Much at once ----------------------------------------------------------------------------------
 
 MEASURE = """
