@@ -149,9 +149,14 @@ class Observers:
         with sweep.look_closer(left, {place.inode for place in places}) as closer:
             observer.arm(closer.namespaces, wanted)
 
-    def filenos(self) -> list[int]:
-        """Their descriptors."""
-        return [observer.fileno() for observer in self._all if observer.available]
+    def filenos(self, *, with_pidfds: bool) -> list[int]:
+        """Their descriptors.
+
+        Args:
+            with_pidfds: Those of its processes too: a thousand that end wake us as often.
+        """
+        chosen = (one for one in self._all if with_pidfds or one is not self.pidfds)
+        return [observer.fileno() for observer in chosen if observer.available]
 
     def read_events(self) -> list[tuple[Observer, tuple[Event, ...]]]:
         """The events of each since the last call."""

@@ -172,8 +172,8 @@ class StopWatch:
     # While it runs ---------------------------------------------------------------------------
 
     def filenos(self) -> list[int]:
-        """The descriptors of the observers."""
-        return self._observers.filenos()
+        """The descriptors of the observers; where the record tells of ends, not of all."""
+        return self._observers.filenos(with_pidfds=not self._ends.has_record)
 
     @property
     def control_group(self) -> str | None:
