@@ -111,10 +111,6 @@ class ProcEvents:
         """How many events the kernel had no room for; at least one that was not counted yet."""
         return self._lost + self._uncounted
 
-    def fileno(self) -> int:
-        """Readable when there are events."""
-        return self._socket.fileno()
-
     def read(self) -> list[KernelEvent]:
         """The events since the last call; of one processor they are in their order."""
         found: list[KernelEvent] = []

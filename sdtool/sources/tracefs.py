@@ -7,7 +7,7 @@ and the next one removes it. The pids are those of the initial pid namespace.
 Where tracefs is mounted nowhere, or only to be read, it is opened without a place: nobody sees a
 mount, and none is left behind.
 
-Source: Documentation/trace/ftrace.rst (instances, trace_clock, trace_pipe_raw, buffer_percent),
+Source: Documentation/trace/ftrace.rst (instances, trace_clock, trace_pipe_raw),
 Documentation/trace/events.rst (filters), fsopen(2), fsmount(2).
 """
 
@@ -18,7 +18,6 @@ import errno
 import itertools
 import os
 import re
-import select
 import time
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -139,15 +138,11 @@ class Trace:
         self._write("tracing_on", "0")
         self._write("trace_clock", "mono")
         self._write("buffer_size_kb", str(_buffer_size_kb(os.cpu_count() or 1)))
-        self._write("buffer_percent", "0")  # wake us for the first event, not for half a buffer
         self._layout = parse_page_format((root / "events" / "header_page").read_text())
         self._formats = dict(self._enable(events))
-        self._epoll = select.epoll()
-        self._closing.callback(self._epoll.close)
         for pipe in sorted(self._instance.glob("per_cpu/cpu*/trace_pipe_raw")):
             number = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._closing.callback(os.close, number)
-            self._epoll.register(number, select.EPOLLIN)
             self._pipes.append(number)
         self._write("tracing_on", "1")
 
@@ -179,10 +174,6 @@ class Trace:
             os.write(number, value.encode())
         finally:
             os.close(number)
-
-    def fileno(self) -> int:
-        """Readable when there are events."""
-        return self._epoll.fileno()
 
     def read(self) -> tuple[TraceEvent, ...]:
         """The events since the last call, in the order of their time.
