@@ -285,16 +285,7 @@ class Members:
         role = Role.CONTROL if by_manager else self._role_of(event.pid)
         if facts is not None and facts.id == identity and self._pidfds is not None:
             self._pidfds.watch(identity, comm, role)
-        process = WatchedProcess(
-            pid=identity.pid,
-            start_ticks=identity.start_ticks,
-            comm=comm,
-            role=role,
-            disposition=BORN_LATE[0],
-            disposition_reason=BORN_LATE[1],
-            seen_us=event.at_us,
-        )
-        self._know(identity, process)
+        self._know(identity, _late_born(identity, comm, role, event.at_us))
         self._note_birth(identity, event.source)
 
     def _note_time_of_birth(self, identity: ProcessId, event: TaskBorn) -> None:
@@ -399,16 +390,8 @@ class Members:
     def _know_command(self, pid: int, started_us: int, command: StopCommand) -> None:
         identity = ProcessId(pid=pid, start_ticks=_ticks_at(started_us))
         path = command.argv[0] if command.argv else "?"
-        process = WatchedProcess(
-            pid=pid,
-            start_ticks=identity.start_ticks,
-            comm=path.rpartition("/")[2],
-            role=Role.CONTROL,
-            disposition=BORN_LATE[0],
-            disposition_reason=BORN_LATE[1],
-            seen_us=started_us,
-        )
-        self._know(identity, process)
+        comm = path.rpartition("/")[2]
+        self._know(identity, _late_born(identity, comm, Role.CONTROL, started_us))
 
     def _note_control(
         self, kind: EventKind, pid: int, at_us: int, path: str | None = None
@@ -474,3 +457,16 @@ def _ticks_at(at_us: int) -> int:
     """The start time of a process that was born then, as /proc/PID/stat has it."""
     asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     return (at_us * 1000 + asleep_ns) * os.sysconf("SC_CLK_TCK") // 1_000_000_000
+
+
+def _late_born(identity: ProcessId, comm: str, role: Role, at_us: int) -> WatchedProcess:
+    """A process that was born after the request: nobody predicted anything of it."""
+    return WatchedProcess(
+        pid=identity.pid,
+        start_ticks=identity.start_ticks,
+        comm=comm,
+        role=role,
+        disposition=BORN_LATE[0],
+        disposition_reason=BORN_LATE[1],
+        seen_us=at_us,
+    )

@@ -47,6 +47,7 @@ SETTLE_S = 0.25
 POLL_S = 0.005
 
 SELDOM_US = 500_000
+"""How long between walks of the cgroup where the kernel's record tells of births and ends."""
 
 RECENT_US = 1_000
 """The kernel's record is not read again so soon: of many units that end, each wants it read."""
