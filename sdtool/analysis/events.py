@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from sdtool.model.process import Role
+from sdtool.analysis.phases import SIGKILL
+from sdtool.model.process import ProcessId, Role
 from sdtool.model.stop import (
     Event,
     EventKind,
     EventSource,
     ExitStatus,
+    SignalResult,
     StopRecord,
     Tier,
     WatchedProcess,
@@ -27,6 +29,9 @@ SIGNAL_LEAD_US = 10_000
 
 EXIT_LAG_US = 100_000
 """An exit that ended a phase can be noticed so much later than the phase that followed it."""
+
+DELIVERED = frozenset({SignalResult.DELIVERED, SignalResult.LOSE_INFO})
+"""What the kernel says of a signal that came to its process."""
 
 CAUSES: tuple[EventKind, ...] = (
     EventKind.OBSERVER,
@@ -53,12 +58,12 @@ def _order(event: Event) -> tuple[int, int]:
     return event.at_us, CAUSES.index(event.kind) if event.kind in CAUSES else len(CAUSES)
 
 
-def group_by_pid(events: Iterable[Event]) -> dict[int, list[Event]]:
+def group_by_process(events: Iterable[Event]) -> dict[ProcessId, list[Event]]:
     """The events of each process, in the order given."""
-    groups: dict[int, list[Event]] = {}
+    groups: dict[ProcessId, list[Event]] = {}
     for event in events:
-        if event.pid is not None:
-            groups.setdefault(event.pid, []).append(event)
+        if event.process is not None:
+            groups.setdefault(event.process, []).append(event)
     return groups
 
 
@@ -98,13 +103,33 @@ def _is_managers_gap(event: Event) -> bool:
     return event.kind is EventKind.GAP and event.source is EventSource.SDTOOL
 
 
-def exits_by_pid(events: Iterable[Event]) -> dict[int, Event]:
+def had_pid_at(
+    processes: Iterable[WatchedProcess], pid: int, at_us: int | None = None
+) -> WatchedProcess | None:
+    """Who had a pid at a moment, or has it now; None where none of them ever had it.
+
+    Args:
+        processes: In the order they were seen.
+    """
+    had = [process for process in processes if process.pid == pid]
+    if at_us is not None:
+        had = [p for p in had if p.seen_us is None or p.seen_us <= at_us] or had[:1]
+    return had[-1] if had else None
+
+
+def exits_by_process(events: Iterable[Event]) -> dict[ProcessId, Event]:
     """The exit event of each process that has one."""
-    exits: dict[int, Event] = {}
+    exits: dict[ProcessId, Event] = {}
     for event in events:
-        if event.kind is EventKind.PROCESS_EXIT and event.pid is not None:
-            exits.setdefault(event.pid, event)
+        if event.kind is EventKind.PROCESS_EXIT and event.process is not None:
+            exits.setdefault(event.process, event)
     return exits
+
+
+def is_kill(event: Event) -> bool:
+    """Whether an event is a SIGKILL that can have ended somebody."""
+    is_sent = event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
+    return is_sent and event.result in (None, *DELIVERED)
 
 
 def status_of(own: Iterable[Event]) -> ExitStatus | None:
@@ -113,7 +138,7 @@ def status_of(own: Iterable[Event]) -> ExitStatus | None:
     return next((e.exit for e in own if e.kind in kinds and e.exit is not None), None)
 
 
-def main_end(processes: Iterable[WatchedProcess], exits: Mapping[int, Event]) -> int | None:
+def main_end(processes: Iterable[WatchedProcess], exits: Mapping[ProcessId, Event]) -> int | None:
     """When the main process ended, None when it has not."""
-    mains = (process.pid for process in processes if process.role is Role.MAIN)
-    return min((exits[pid].at_us for pid in mains if pid in exits), default=None)
+    mains = (process.id for process in processes if process.role is Role.MAIN)
+    return min((exits[main].at_us for main in mains if main in exits), default=None)

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sdtool.analysis.events import (
+    DELIVERED,
     SIGNAL_LEAD_US,
     TIMER_LEAD_US,
-    exits_by_pid,
-    group_by_pid,
+    exits_by_process,
+    group_by_process,
+    is_kill,
     main_end,
     sees_signals,
     sort_events,
@@ -31,7 +33,7 @@ from sdtool.analysis.phases import (
     roles_signalled,
     signal_of,
 )
-from sdtool.model.process import Disposition, Role
+from sdtool.model.process import Disposition, ProcessId, Role
 from sdtool.model.stop import (
     INFINITY,
     Event,
@@ -42,15 +44,12 @@ from sdtool.model.stop import (
     ExitSignal,
     ExitStatus,
     ProcessFate,
-    SignalResult,
     StopPolicy,
     StopRecord,
     WatchedProcess,
 )
 
 UNSEEN = "its wait status could not be read"
-
-DELIVERED = frozenset({SignalResult.DELIVERED, SignalResult.LOSE_INFO})
 
 KILL_SLACK_US = 500_000
 """An exit this soon after the final signal was sent is taken as its effect."""
@@ -64,7 +63,7 @@ class _Stop:
         states: As ``states_of`` gives them.
         unseen: As ``unseen_spans`` gives them.
         main_end_us: When the main process ended, None when it has not.
-        survivors: The pids of those that run after it.
+        survivors: Those that run after it.
         sees_signals: All that were sent are among the events.
     """
 
@@ -72,32 +71,34 @@ class _Stop:
     states: tuple[Event, ...]
     unseen: tuple[tuple[int, int], ...]
     main_end_us: int | None
-    survivors: frozenset[int]
+    survivors: frozenset[ProcessId]
     sees_signals: bool
 
 
 def build_fates(record: StopRecord) -> tuple[ProcessFate, ...]:
     """What became of each process, in the order they were seen."""
+    last = {process.pid: process.id for process in record.processes}
     stop = _Stop(
         record=record,
         states=tuple(states_of(record.events)),
         unseen=tuple(unseen_spans(record.events)),
-        main_end_us=main_end(record.processes, exits_by_pid(record.events)),
-        survivors=frozenset(ref.pid for ref in record.survivors),
+        main_end_us=main_end(record.processes, exits_by_process(record.events)),
+        survivors=frozenset(last[ref.pid] for ref in record.survivors if ref.pid in last),
         sees_signals=sees_signals(record),
     )
-    own = group_by_pid(sort_events(record.events))
-    return tuple(_build_fate(p, stop, own.get(p.pid, ())) for p in record.processes)
+    own = group_by_process(sort_events(record.events))
+    return tuple(_build_fate(p, stop, own.get(p.id, ())) for p in record.processes)
 
 
 def _build_fate(process: WatchedProcess, stop: _Stop, own: Sequence[Event]) -> ProcessFate:
     """What became of a process, from its own events in their order."""
-    exited = exits_by_pid(own).get(process.pid)
+    exited = exits_by_process(own).get(process.id)
     status = status_of(own)
     killed, reason = _killed_by_manager(process, exited, status, stop, own)
     stop_signal = next((event for event in own if _is_stop_signal(event, stop)), None)
     return ProcessFate(
         pid=process.pid,
+        start_ticks=process.start_ticks,
         comm=process.comm,
         role=process.role,
         disposition=process.disposition,
@@ -123,7 +124,7 @@ def _is_as_predicted(
         return None
     if process.disposition is Disposition.DIES and sent.result not in (None, *DELIVERED):
         return None  # it was on its way to its end already
-    stays = process.pid in stop.survivors
+    stays = process.id in stop.survivors
     if not stays and status is None:
         return None
     died = _ended_by(status, sent.signal)
@@ -146,7 +147,7 @@ def _killed_by_manager(
 ) -> tuple[bool | None, str]:
     """Whether the manager's final signal ended the process, and how we know."""
     if exited is None:
-        if process.pid in stop.survivors:
+        if process.id in stop.survivors:
             return False, "it still runs"
         if process.has_left:
             return False, "it was moved out of the unit, and is none of its stop any more"
@@ -185,7 +186,7 @@ def _is_managers(event: Event, stop: _Stop) -> bool:
 
 def _seen_kill(exit_us: int, own: Iterable[Event], stop: _Stop) -> tuple[bool | None, str] | None:
     """Who sent the SIGKILL that ended a process: the first one did; None where there was none."""
-    kill = next((e for e in own if _is_kill(e) and e.at_us <= exit_us), None)
+    kill = next((e for e in own if is_kill(e) and e.at_us <= exit_us), None)
     if kill is None:
         return None
     if _is_kernels(kill):
@@ -293,19 +294,13 @@ def _kill_before(exit_us: int, own: Iterable[Event], stop: _Stop) -> int | None:
     return None
 
 
-def _is_kill(event: Event) -> bool:
-    """Whether an event is a SIGKILL that can have ended somebody."""
-    is_sent = event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
-    return is_sent and event.result in (None, *DELIVERED)
-
-
 def _is_kernels(event: Event) -> bool:
     """Whether the kernel sent a signal by itself."""
     return event.source is EventSource.TRACEFS and event.sender_pid is None
 
 
 def _is_managers_kill(event: Event, stop: _Stop) -> bool:
-    return _is_kill(event) and _is_managers(event, stop)
+    return is_kill(event) and _is_managers(event, stop)
 
 
 def _unread_status(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sdtool.analysis.events import had_pid_at
 from sdtool.model.journal import JournalRecord, RecordKind
 from sdtool.model.process import Disposition, Role
 from sdtool.model.stop import (
@@ -25,11 +26,11 @@ def build_events(records: Iterable[JournalRecord], record: StopRecord) -> tuple[
     """What the manager wrote, of which nothing was seen or concluded."""
     sent = {(e.pid, e.signal) for e in record.events if e.kind is EventKind.SIGNAL_SENT}
     passed = {e.sub_state for e in record.events if e.kind is EventKind.TIMEOUT}
-    processes = {process.pid: process for process in record.processes}
     events: list[Event] = []
     for entry in records:
         if entry.kind is RecordKind.KILLING and (entry.pid, entry.signal) not in sent:
-            events.append(_killing(entry, record, processes.get(entry.pid or 0)))
+            process = had_pid_at(record.processes, entry.pid or 0, entry.at_us)
+            events.append(_killing(entry, record, process))
         elif entry.kind is RecordKind.TIMEOUT and entry.sub_state not in passed:
             events.append(_timeout(entry, record.unit))
     return tuple(events)
@@ -62,6 +63,7 @@ def _killing(entry: JournalRecord, record: StopRecord, process: WatchedProcess |
         kind=EventKind.SIGNAL_SENT,
         source=EventSource.JOURNAL,
         pid=entry.pid,
+        start_ticks=process.start_ticks if process is not None else 0,
         comm=process.comm if process is not None else entry.comm,
         role=process.role if process is not None else Role.OTHER,
         signal=entry.signal,

@@ -19,8 +19,8 @@ from sdtool.analysis.events import (
     EXIT_LAG_US,
     SIGNAL_LEAD_US,
     TIMER_LEAD_US,
-    exits_by_pid,
-    group_by_pid,
+    exits_by_process,
+    group_by_process,
     sort_events,
     states_of,
     status_of,
@@ -35,7 +35,7 @@ from sdtool.analysis.phases import (
     signal_of,
 )
 from sdtool.analysis.verdict import judge
-from sdtool.model.process import Role
+from sdtool.model.process import ProcessId, Role
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -159,25 +159,25 @@ def _infer_sent(
         since = timeout.at_min_us
     else:
         since = last.at_us if last is not None else requested_us
-    exits, own = exits_by_pid(events), group_by_pid(events)
+    exits, own = exits_by_process(events), group_by_process(events)
     signal = signal_of(policy, state.sub_state or "")
     repeated = last is not None and signal_of(policy, last.sub_state or "") == signal
     first_us = None if repeated else since
     phase = _Phase(state.at_us, signal, first_us, is_cut=timeout is not None)
-    there = [p for p in processes if _was_there(p, phase, exits, own.get(p.pid, ()))]
+    there = [p for p in processes if _was_there(p, phase, exits, own.get(p.id, ()))]
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)
         gone = [p for p in processes if p.role in awaited and _ended_by_then(p, state, exits)]
-        ended_us = max((exits[p.pid].at_us for p in gone), default=0)
+        ended_us = max((exits[p.id].at_us for p in gone), default=0)
         there = [p for p in there if p not in gone and _outlived(p, ended_us, exits)]
     seen = {
-        (e.pid, e.signal)
+        (e.process, e.signal)
         for e in events
         if e.kind is EventKind.SIGNAL_SENT and e.evidence is Evidence.OBSERVED and e.at_us >= since
     }
     inferred = _infer_signals(policy, state, there, exits, since)
-    sent = tuple(event for event in inferred if (event.pid, event.signal) not in seen)
+    sent = tuple(event for event in inferred if (event.process, event.signal) not in seen)
     if timeout is None:
         return sent
     return (replace(timeout, at_us=min(e.at_us for e in (timeout, *sent))), *sent)
@@ -196,14 +196,14 @@ def _infer_hidden(
         return None
     phase = f"{(last.sub_state or '').rpartition('-')[0]}-sigkill"
     roles = roles_signalled(policy, phase)
-    exits, own = exits_by_pid(events), group_by_pid(events)
+    exits, own = exits_by_process(events), group_by_process(events)
     ended = [
-        exits[process.pid].at_us
+        exits[process.id].at_us
         for process in processes
         if process.role in roles
-        and process.pid in exits
-        and timeout.at_min_us <= exits[process.pid].at_us <= state.at_us + EXIT_LAG_US
-        and not isinstance(status_of(own[process.pid]), ExitCode)
+        and process.id in exits
+        and timeout.at_min_us <= exits[process.id].at_us <= state.at_us + EXIT_LAG_US
+        and not isinstance(status_of(own[process.id]), ExitCode)
     ]
     unseen = any(since <= state.at_us <= until for since, until in unseen_spans(events))
     was_due = last.then == policy.final_kill_signal and not is_kill_phase(state.sub_state or "")
@@ -253,7 +253,7 @@ def _infer_signals(
     policy: StopPolicy,
     state: Event,
     processes: Sequence[WatchedProcess],
-    exits: Mapping[int, Event],
+    exits: Mapping[ProcessId, Event],
     since: int,
 ) -> tuple[Event, ...]:
     """A signal to each process that was there when the phase began, all at one moment.
@@ -269,7 +269,7 @@ def _infer_signals(
     is_asking = (state.sub_state or "").endswith("-sigterm")
     if policy.send_sighup and is_asking and signal not in (SIGHUP, SIGKILL):
         signals.append(SIGHUP)
-    ends = [exits[p.pid].at_us for p in targets if p.pid in exits]
+    ends = [exits[p.id].at_us for p in targets if p.id in exits]
     at_us = max(since, min([*ends, state.at_us]))
     return tuple(
         _sent(state.unit, target, name, at_us, since, state.at_us)
@@ -295,11 +295,11 @@ class _Phase(NamedTuple):
 
 
 def _was_there(
-    process: WatchedProcess, phase: _Phase, exits: Mapping[int, Event], own: Sequence[Event]
+    process: WatchedProcess, phase: _Phase, exits: Mapping[ProcessId, Event], own: Sequence[Event]
 ) -> bool:
     """Whether the process ran when the phase began, and so got its signal."""
     born_late = process.seen_us is not None and process.seen_us > phase.at_us
-    gone = exits.get(process.pid)
+    gone = exits.get(process.id)
     if born_late or gone is None:
         return not born_late
     status = status_of(own)
@@ -324,14 +324,16 @@ def _awaited_roles(state: Event) -> frozenset[Role]:
     return frozenset({Role.CONTROL})
 
 
-def _outlived(process: WatchedProcess, end_us: int, exits: Mapping[int, Event]) -> bool:
+def _outlived(process: WatchedProcess, end_us: int, exits: Mapping[ProcessId, Event]) -> bool:
     """Whether it ran when those had ended that the phase before was waiting for."""
-    gone = exits.get(process.pid)
+    gone = exits.get(process.id)
     return gone is None or gone.at_us > end_us
 
 
-def _ended_by_then(process: WatchedProcess, state: Event, exits: Mapping[int, Event]) -> bool:
-    gone = exits.get(process.pid)
+def _ended_by_then(
+    process: WatchedProcess, state: Event, exits: Mapping[ProcessId, Event]
+) -> bool:
+    gone = exits.get(process.id)
     born_late = process.seen_us is not None and process.seen_us > state.at_us
     return gone is not None and not born_late and gone.at_us <= state.at_us + EXIT_LAG_US
 
@@ -348,6 +350,7 @@ def _sent(
         source=EventSource.DBUS,
         evidence=Evidence.INFERRED,
         pid=process.pid,
+        start_ticks=process.start_ticks,
         comm=process.comm,
         role=process.role,
         signal=signal,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sdtool.analysis.phases import ENDED, SIGKILL, kills_rest
-from sdtool.model.stop import Event, EventKind, ProcessFate, StopRecord, Verdict
+from sdtool.analysis.events import is_kill
+from sdtool.analysis.phases import ENDED, kills_rest
+from sdtool.model.stop import EventKind, ProcessFate, StopRecord, Verdict
 
 FAILED_JOBS = frozenset(
     {"canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert"}
@@ -48,15 +49,11 @@ def _killed_reason(record: StopRecord, killed: Sequence[ProcessFate]) -> str:
     names = _names((fate.pid, fate.comm) for fate in killed)
     if record.policy and kills_rest(record.policy) and record.result == "success":
         return f"{names} got SIGKILL and no stop signal: KillMode=mixed ends the rest so."
-    pids = {fate.pid for fate in killed}
-    kills = [e.at_us for e in record.events if e.pid in pids and _is_kill(e)]
+    ids = {fate.id for fate in killed}
+    kills = [e.at_us for e in record.events if e.process in ids and is_kill(e)]
     last = max(kills, default=record.ended_us)
     seconds = (last - record.requested_us) / 1_000_000
     return f"{names} had to be SIGKILLed after {seconds:.1f} s."
-
-
-def _is_kill(event: Event) -> bool:
-    return event.kind is EventKind.SIGNAL_SENT and event.signal == SIGKILL
 
 
 def _failure(record: StopRecord) -> str | None:

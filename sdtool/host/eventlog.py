@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sdtool.model.stop import Event, EventKind, EventSource
+from sdtool.model.stop import Event, EventKind, EventSource, WatchedProcess
 
 HOLD_BACK_US = 50_000
 """Events are handed on this late, so that those of slower sources can be sorted in."""
@@ -17,6 +17,16 @@ OnEvents = Callable[[tuple[Event, ...]], None]
 def now_us() -> int:
     """CLOCK_MONOTONIC in microseconds."""
     return time.monotonic_ns() // 1000
+
+
+def names_of(process: WatchedProcess) -> dict[str, Any]:
+    """What an event says of the process that it happened to."""
+    return {
+        "pid": process.pid,
+        "start_ticks": process.start_ticks,
+        "comm": process.comm,
+        "role": process.role,
+    }
 
 
 class EventLog:
@@ -42,13 +52,32 @@ class EventLog:
         self._held.extend(events)
 
     def note(
-        self, kind: EventKind, source: EventSource, *, at_us: int | None = None, **fields: Any
+        self,
+        kind: EventKind,
+        source: EventSource,
+        process: WatchedProcess | None = None,
+        *,
+        at_us: int | None = None,
+        **fields: Any,
     ) -> Event:
-        """Make an event of this unit and take it; now, unless it has a time of its own."""
+        """Make an event of this unit and take it; now, unless it has a time of its own.
+
+        Args:
+            process: Whom it happened to.
+        """
         at_us = now_us() if at_us is None else at_us
+        if process is not None:
+            fields |= names_of(process)
         event = Event(unit=self._unit, at_us=at_us, kind=kind, source=source, **fields)
         self.add(event)
         return event
+
+    def exchange(self, event: Event, better: Event) -> None:
+        """Have what is known better by now in the place of an event, unless that was taken."""
+        for events in (self._events, self._held):
+            for index, one in enumerate(events):
+                if one is event:
+                    events[index] = better
 
     def take(self, until_us: int) -> list[Event]:
         """What happened until then and was not taken yet."""

@@ -19,7 +19,8 @@ from sdtool.model.kernel import (
     TaskExecuted,
     TaskMoved,
 )
-from sdtool.model.stop import EventKind, SignalResult
+from sdtool.model.process import ProcessId
+from sdtool.model.stop import EventKind, SignalResult, WatchedProcess
 from sdtool.sources import processes
 
 COMM_LENGTH = 15
@@ -47,7 +48,7 @@ class Lives:
         self._members = members
         self._ends = ends
         self._close_port = close_port
-        self._killed: set[int] = set()
+        self._killed: set[ProcessId] = set()
         self._senders: dict[int, tuple[int, str | None]] = {}
         self.manager: int | None = None
 
@@ -56,7 +57,7 @@ class Lives:
         if isinstance(event, TaskBorn):
             self._senders.pop(event.pid, None)
             by_manager = event.maker == self.manager
-            self._members.meet_born(event, by_manager=by_manager, forget=self._forget)
+            self._members.meet_born(event, by_manager=by_manager)
         elif isinstance(event, TaskMoved):
             self._members.meet_moved(event)
         elif isinstance(event, TaskExecuted):
@@ -70,13 +71,11 @@ class Lives:
         else:
             self._close_port(event)
 
-    def _forget(self, pid: int) -> None:
-        self._ends.forget(pid)
-        self._killed.discard(pid)
-
     def _on_exec(self, event: TaskExecuted) -> None:
-        self._members.rename(event.pid, _comm_of(event), event.path)
-        self._note(EventKind.PROCESS_EXEC, event, text=event.path)
+        process = self._find(event)
+        if process is not None:
+            self._members.rename(process, _comm_of(event, process), event.path)
+            self._note(EventKind.PROCESS_EXEC, event, text=event.path)
 
     def _on_signal(self, event: SignalGenerated) -> None:
         pid, comm = (None, None) if event.by_kernel else self._find_sender(event.sender)
@@ -87,10 +86,13 @@ class Lives:
             "result": event.result,
         }
         self._note(EventKind.SIGNAL_SENT, event, **sent)
-        dropped = event.result is SignalResult.IGNORED and event.pid not in self._killed
+        process = self._find(event)
+        if process is None:
+            return
+        dropped = event.result is SignalResult.IGNORED and process.id not in self._killed
         if event.signal == SIGKILL:
-            self._killed.add(event.pid)  # it acts on nothing any more, and ignores nothing
-        if dropped and self._members.ignores(event.pid, event.signal):
+            self._killed.add(process.id)  # it acts on nothing any more, and ignores nothing
+        if dropped and self._members.ignores(process, event.signal):
             self._note(EventKind.SIGNAL_IGNORED, event, **sent)
 
     def _find_sender(self, task: int) -> tuple[int, str | None]:
@@ -104,28 +106,23 @@ class Lives:
             self._senders[task] = pid, facts.comm if facts is not None else None
         return self._senders[task]
 
+    def _find(self, event: KernelEvent) -> WatchedProcess | None:
+        """Whom an event happened to."""
+        return self._members.find(event.pid, event.at_us)
+
     def _note(self, kind: EventKind, event: KernelEvent, **fields: object) -> None:
-        process = self._members.find(event.pid)
-        if process is None:
-            return
-        self._log.note(
-            kind,
-            event.source,
-            at_us=event.at_us,
-            pid=process.pid,
-            comm=process.comm,
-            role=process.role,
-            **fields,
-        )
+        process = self._find(event)
+        if process is not None:
+            self._log.note(kind, event.source, process, at_us=event.at_us, **fields)
 
 
-def _comm_of(event: TaskExecuted) -> str | None:
+def _comm_of(event: TaskExecuted, process: WatchedProcess) -> str | None:
     """What a process is called since it runs another program: by the kernel's rule if it is gone.
 
     Some programs rename themselves at once: that is what people know them by.
     """
     facts = processes.read_process(event.pid)
-    if facts is not None:
+    if facts is not None and facts.id == process.id:
         return facts.comm
     name = os.fsencode((event.path or "").rpartition("/")[2])[:COMM_LENGTH]
     return os.fsdecode(name) or None

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from sdtool.analysis.events import had_pid_at
 from sdtool.analysis.signals import predict
-from sdtool.host.eventlog import EventLog, now_us
+from sdtool.host.eventlog import EventLog, names_of, now_us
 from sdtool.model.kernel import TaskBorn, TaskMoved
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
 from sdtool.model.stop import (
@@ -28,7 +29,14 @@ from sdtool.sources import cgroups, processes
 from sdtool.sources.cgroups import CgroupMount
 from sdtool.sources.pidfds import PidfdObserver, make_room_for_descriptors
 
-BORN_LATE = Disposition.UNKNOWN, "it was born during the stop"
+Prediction = tuple[Disposition, str]
+"""What the stop signal will do to a process, and how that is known."""
+
+BORN_LATE: Prediction = Disposition.UNKNOWN, "it was born during the stop"
+GONE: Prediction = Disposition.UNKNOWN, "it was gone before anybody could look at it"
+
+NO_NAME = "?"
+"""Of a process that was gone before its name could be read."""
 
 ADOPT_WAIT_US = 20_000
 """How long a process that a walk has found is kept back: for its name, and for the moment of its
@@ -63,7 +71,7 @@ class Members:
         # What has no kill policy (a slice) has no processes of its own: its units have.
         self._group = details.unit.control_group if details.policy else None
         self._known: dict[ProcessId, WatchedProcess] = {}
-        self._by_pid: dict[int, ProcessId] = {}
+        self._by_pid: dict[int, list[ProcessId]] = {}
         self._looked_at: frozenset[int] = frozenset()
         self._control_pid = details.control_pid
         held = (details.unit.main_pid, details.control_pid)
@@ -71,7 +79,7 @@ class Members:
         self._unwatched: set[ProcessId] = set()
         self._untold: dict[ProcessId, int] = {}
         self._told_control: set[int] = set()
-        self._programs: dict[int, str] = {}
+        self._programs: dict[ProcessId, str] = {}
         self._frozen: frozenset[str] = frozenset()
         self._missed: list[Event] = []
         self._closed = False
@@ -84,15 +92,22 @@ class Members:
         """All that were seen, in the order they were."""
         return tuple(self._known.values())
 
-    def find(self, pid: int) -> WatchedProcess | None:
-        """The last process that was seen under a pid."""
-        identity = self._by_pid.get(pid)
-        return None if identity is None else self._known[identity]
+    def find(self, pid: int, at_us: int | None = None) -> WatchedProcess | None:
+        """The process that had a pid at a moment, or was the last one to be seen under it."""
+        had = (self._known[identity] for identity in self._by_pid.get(pid, ()))
+        return had_pid_at(had, pid, at_us)
 
-    def name_of(self, pid: int) -> str | None:
-        """The name of a process that was seen."""
-        process = self.find(pid)
-        return None if process is None else process.comm
+    def get(self, identity: ProcessId) -> WatchedProcess | None:
+        """A process by its identity; None when it was not seen."""
+        return self._known.get(identity)
+
+    def find_ended(self, pid: int, at_us: int) -> WatchedProcess:
+        """The process that ended; one that nobody has seen is of the unit from now on."""
+        process = self.find(pid, at_us)
+        if process is not None:
+            return process
+        identity = ProcessId(pid=pid, start_ticks=0)
+        return self._know(identity, NO_NAME, self._role_of(pid), None, GONE)
 
     # Walks of the cgroup ---------------------------------------------------------------------
 
@@ -133,8 +148,8 @@ class Members:
         for pid in sorted(new):
             # First of all the pidfd: one that was born just now may be gone in a moment.
             facts = processes.read_process(pid)
-            if facts is not None and not self._is_known(facts.id):
-                self._meet(facts, now_us() if born_now else None)
+            if facts is not None and self._recognize(facts.id) is None:
+                self._meet(facts, born_now=born_now)
         self._miss(pids, last_us)
         return bool(new)
 
@@ -150,41 +165,39 @@ class Members:
     def _look_after(self, pid: int) -> None:
         """Whether who is in the cgroup no more runs elsewhere; most have ended."""
         facts = processes.read_process(pid)
-        if facts is None or facts.state in "ZX" or not self._is_known(facts.id):
+        if facts is None or facts.state in "ZX":
             return
-        if pid in self._held:
-            return
-        if not self._is_path_inside(facts.control_group or self._group or ""):
-            self.note_left(pid)
-            if self.leave is not None:
-                self.leave(pid)
+        process = self._recognize(facts.id)
+        inside = self._is_path_inside(facts.control_group or self._group or "")
+        if process is not None and not inside:
+            self._note_move(process)
 
-    def _is_known(self, identity: ProcessId) -> bool:
-        """Whether it was met; what the record tells has a start time that may be a tick off."""
-        before = self._by_pid.get(identity.pid)
-        return before is not None and abs(before.start_ticks - identity.start_ticks) <= 1
+    def _recognize(self, identity: ProcessId) -> WatchedProcess | None:
+        """The process if it was met; what the record tells may have a start a tick off."""
+        for before in self._by_pid.get(identity.pid, ()):
+            if abs(before.start_ticks - identity.start_ticks) <= 1:
+                return self._known[before]
+        return None
 
-    def _meet(self, facts: ProcessFacts, seen_us: int | None) -> None:
+    def _meet(
+        self, facts: ProcessFacts, *, born_now: bool = False, seen_us: int | None = None
+    ) -> None:
+        """Take note of a process that was found.
+
+        Args:
+            born_now: It was not there before.
+            seen_us: Since when it is there, where that is known better than by this look.
+        """
         role = self._role_of(facts.id.pid)
         watched = self._pidfds is not None and self._pidfds.watch(facts.id, facts.comm, role)
         if not watched:
             self._unwatched.add(facts.id)
-        born_now = seen_us is not None
-        disposition, reason = BORN_LATE if born_now else self._predict(facts)
-        self._know(
-            facts.id,
-            WatchedProcess(
-                pid=facts.id.pid,
-                start_ticks=facts.id.start_ticks,
-                comm=facts.comm,
-                role=role,
-                disposition=disposition,
-                disposition_reason=reason,
-                seen_us=seen_us,
-            ),
-        )
         if born_now:
+            # Not before its pidfd is watched: what ended by then is no sign of the order.
+            seen_us = seen_us or now_us()
             self._untold[facts.id] = now_us()
+        prediction = BORN_LATE if born_now else self._predict(facts)
+        self._know(facts.id, facts.comm, role, seen_us, prediction)
         if self.adopt is None:
             return
         tasks = frozenset(processes.read_tasks(facts.id.pid))
@@ -192,20 +205,37 @@ class Members:
         ended = {facts.id.pid} if facts.state in "ZX" else set()
         self.adopt(facts.id.pid, tasks - ended)
 
-    def _know(self, identity: ProcessId, process: WatchedProcess) -> None:
-        self._known[identity] = process
-        self._by_pid[identity.pid] = identity
+    def _know(
+        self,
+        identity: ProcessId,
+        comm: str,
+        role: Role,
+        seen_us: int | None,
+        prediction: Prediction = BORN_LATE,
+    ) -> WatchedProcess:
+        """Remember a process from now on."""
+        disposition, reason = prediction
+        process = WatchedProcess(
+            pid=identity.pid,
+            start_ticks=identity.start_ticks,
+            comm=comm,
+            role=role,
+            disposition=disposition,
+            disposition_reason=reason,
+            seen_us=seen_us,
+        )
+        self._remember(process)
+        return process
+
+    def _remember(self, process: WatchedProcess) -> None:
+        """Keep what is known of a process now."""
+        if process.id not in self._known:
+            self._by_pid.setdefault(process.pid, []).append(process.id)
+        self._known[process.id] = process
 
     def _note_birth(self, identity: ProcessId, source: EventSource) -> None:
         process = self._known[identity]
-        self._log.note(
-            EventKind.PROCESS_NEW,
-            source,
-            at_us=process.seen_us,
-            pid=process.pid,
-            comm=process.comm,
-            role=process.role,
-        )
+        self._log.note(EventKind.PROCESS_NEW, source, process, at_us=process.seen_us)
 
     def settle(self) -> None:
         """Tell of those that a walk has found, and of whose birth the record says nothing.
@@ -216,16 +246,16 @@ class Members:
         for identity, found_us in tuple(self._untold.items()):
             if now - found_us > ADOPT_WAIT_US:
                 del self._untold[identity]
-                self._read_name(identity.pid)
+                self._read_name(self._known[identity])
                 self._note_birth(identity, EventSource.CGROUP)
 
-    def _read_name(self, pid: int) -> None:
+    def _read_name(self, process: WatchedProcess) -> None:
         """Read its name once more; that of one that is gone stays."""
-        facts = processes.read_process(pid)
-        if facts is not None and self._is_known(facts.id):
-            self.rename(pid, facts.comm, None)
+        facts = processes.read_process(process.pid)
+        if facts is not None and self._recognize(facts.id) == process:
+            self._remember(replace(process, comm=facts.comm))
 
-    def _predict(self, facts: ProcessFacts) -> tuple[Disposition, str]:
+    def _predict(self, facts: ProcessFacts) -> Prediction:
         policy = self._details.policy
         if policy is None:
             return Disposition.UNKNOWN, "its unit has no stop signal"
@@ -246,9 +276,7 @@ class Members:
                 evidence=Evidence.INFERRED,
                 at_min_us=last_us,
                 at_max_us=self._walked_us,
-                pid=process.pid,
-                comm=process.comm,
-                role=process.role,
+                **names_of(process),
                 text="it is gone from the cgroup; nobody could see how it ended",
             )
             self._missed.append(missed)
@@ -260,90 +288,84 @@ class Members:
 
     # The kernel's record ---------------------------------------------------------------------
 
-    def meet_born(
-        self, event: TaskBorn, *, by_manager: bool, forget: Callable[[int], None] | None = None
-    ) -> None:
+    def meet_born(self, event: TaskBorn, *, by_manager: bool) -> None:
         """Take note of a birth, of a process that may be gone again.
 
         Args:
             by_manager: The manager made it: it runs a command of the unit.
-            forget: Called with the pid before it stands for a process that was not met yet.
         """
         if self._closed:
             return
         facts = processes.read_process(event.pid)
         ticks = _ticks_at(event.at_us)
         if facts is None or abs(facts.id.start_ticks - ticks) > 1:
-            identity, comm = ProcessId(pid=event.pid, start_ticks=ticks), event.comm or "?"
+            identity, comm = ProcessId(pid=event.pid, start_ticks=ticks), event.comm or NO_NAME
         else:
             identity, comm = facts.id, facts.comm
-        if self._is_known(identity):
-            self._note_time_of_birth(self._by_pid[event.pid], event)
+        known = self._recognize(identity)
+        if known is not None:
+            self._note_time_of_birth(known, event)
             return
-        if forget is not None:
-            forget(event.pid)
         role = Role.CONTROL if by_manager else self._role_of(event.pid)
         if facts is not None and facts.id == identity and self._pidfds is not None:
             self._pidfds.watch(identity, comm, role)
-        self._know(identity, _late_born(identity, comm, role, event.at_us))
+        self._know(identity, comm, role, event.at_us)
         self._note_birth(identity, event.source)
 
-    def _note_time_of_birth(self, identity: ProcessId, event: TaskBorn) -> None:
+    def _note_time_of_birth(self, process: WatchedProcess, event: TaskBorn) -> None:
         """A walk has found it first: when it was born is known now."""
-        if self._untold.pop(identity, None) is None:
+        if self._untold.pop(process.id, None) is None:
             return
-        self._known[identity] = replace(self._known[identity], seen_us=event.at_us)
-        self._note_birth(identity, event.source)
+        self._remember(replace(process, seen_us=event.at_us))
+        self._note_birth(process.id, event.source)
 
     def meet_moved(self, event: TaskMoved) -> None:
         """Take note of a process that was moved into the unit, or out of it."""
         if not self._is_path_inside(event.control_group):
-            self._note_move(event.pid)
+            process = self.find(event.pid, event.at_us)
+            if process is not None:
+                self._note_move(process)
             return
         facts = processes.read_process(event.pid)
-        if facts is not None and not self._is_known(facts.id) and not self._closed:
-            self._meet(facts, event.at_us)
+        if facts is not None and self._recognize(facts.id) is None and not self._closed:
+            self._meet(facts, born_now=True, seen_us=event.at_us)
 
-    def _note_move(self, pid: int) -> None:
-        """It was moved out; who runs a command of the unit is its own all the same."""
-        process = self.find(pid)
-        if process is None or process.role is Role.OTHER:
-            self.note_left(pid)
+    def _note_move(self, process: WatchedProcess) -> None:
+        """It was moved out: nobody waits for its end.
+
+        Whom the manager has a hold of is the unit's own all the same.
+        """
+        if process.pid in self._held or process.role is not Role.OTHER:
+            self._held |= {process.pid}
+            if self.adopt is not None:
+                self.adopt(process.pid, frozenset(processes.read_tasks(process.pid)))
             return
-        self._held |= {pid}
-        if self.adopt is not None:
-            self.adopt(pid, frozenset(processes.read_tasks(pid)))
+        self._remember(replace(process, has_left=True))
+        self._unwatched.discard(process.id)
+        self.release(process.id)
+        if self.leave is not None:
+            self.leave(process.pid)
 
-    def note_left(self, pid: int) -> None:
-        """It was moved out of the unit: nobody waits for its end."""
-        identity = self._by_pid.get(pid)
-        if identity is None:
-            return
-        self._known[identity] = replace(self._known[identity], has_left=True)
-        self._unwatched.discard(identity)
-        self.release(pid)
-
-    def rename(self, pid: int, comm: str | None, path: str | None) -> None:
+    def rename(self, process: WatchedProcess, comm: str | None, path: str | None) -> None:
         """It runs another program."""
         if path is not None:
-            self._programs[pid] = path
-        identity = self._by_pid.get(pid)
-        if identity is not None and comm is not None:
-            self._known[identity] = replace(self._known[identity], comm=comm)
+            self._programs[process.id] = path
+        if comm is not None:
+            self._remember(replace(process, comm=comm))
 
-    def ignores(self, pid: int, signal: str) -> bool:
+    def ignores(self, process: WatchedProcess, signal: str) -> bool:
         """Whether a process ignores a signal that the kernel did not deliver to it.
 
         It may be on its way to its end as well.
         """
-        process, policy = self.find(pid), self._details.policy
-        facts = processes.read_process(pid)
-        if process is None or facts is None or facts.state in "ZX":
+        policy = self._details.policy
+        facts = processes.read_process(process.pid)
+        if facts is None or facts.state in "ZX" or self._recognize(facts.id) != process:
             return False
         stop_signal = policy.kill_signal if policy is not None else None
         if signal == stop_signal and process.disposition is Disposition.IGNORES:
             return True
-        masked = replace(facts, masks=processes.read_masks(pid, facts.state))
+        masked = replace(facts, masks=processes.read_masks(process.pid, facts.state))
         return predict(masked, signal)[0] is Disposition.IGNORES
 
     # What the manager says of them -----------------------------------------------------------
@@ -362,75 +384,67 @@ class Members:
             return
         self._held |= {pid}
         self.rescan()
-        if self.adopt is not None and pid not in self._by_pid:
-            self.adopt(pid, frozenset())  # it is gone already, and the record has all of it
-        process = self.find(pid)
+        process = self._find_recorded(pid)
         if process is not None and process.role is not Role.CONTROL:
             # The walk met it before its role was known.
-            identity = self._by_pid[pid]
-            self._known[identity] = replace(process, role=Role.CONTROL)
+            process = replace(process, role=Role.CONTROL)
+            self._remember(process)
             if self._pidfds is not None:
-                self._pidfds.note_role(identity, Role.CONTROL)
-        self._read_name(pid)
-        self._note_control(EventKind.CONTROL_START, pid, at_us, self._programs.get(pid))
+                self._pidfds.note_role(process.id, Role.CONTROL)
+        if process is not None:
+            self._read_name(process)
+        self._note_control(EventKind.CONTROL_START, pid, at_us)
+
+    def _find_recorded(self, pid: int) -> WatchedProcess | None:
+        """A process that the manager tells of; one that is gone already the record may have."""
+        if self.adopt is not None and pid not in self._by_pid:
+            self.adopt(pid, frozenset())
+        return self.find(pid)
 
     def meet_command(self, command: StopCommand) -> None:
         """Take the manager's word on a command that ran, which may have been too short to see."""
         pid, started_us = command.pid, command.started_us
         if pid is None or started_us is None:
             return
-        if self.adopt is not None and pid not in self._by_pid:
-            self.adopt(pid, frozenset())
-        if pid not in self._by_pid:
-            self._know_command(pid, started_us, command)
+        path = command.argv[0] if command.argv else None
+        comm = path.rpartition("/")[2] if path else NO_NAME
+        process = self._find_recorded(pid)
+        if process is None:
+            identity = ProcessId(pid=pid, start_ticks=_ticks_at(started_us))
+            process = self._know(identity, comm, Role.CONTROL, started_us)
+        elif process.comm == NO_NAME:
+            process = replace(process, comm=comm)
+            self._remember(process)
         if pid not in self._told_control:
-            path = self._programs.get(pid, command.argv[0] if command.argv else None)
             self._note_control(EventKind.CONTROL_START, pid, started_us, path)
-
-    def _know_command(self, pid: int, started_us: int, command: StopCommand) -> None:
-        identity = ProcessId(pid=pid, start_ticks=_ticks_at(started_us))
-        path = command.argv[0] if command.argv else "?"
-        comm = path.rpartition("/")[2]
-        self._know(identity, _late_born(identity, comm, Role.CONTROL, started_us))
 
     def _note_control(
         self, kind: EventKind, pid: int, at_us: int, path: str | None = None
     ) -> None:
+        """Take note of the manager's word on a command, which nobody else may have told yet."""
         self._told_control.add(pid)
-        self._log.note(
-            kind,
-            EventSource.DBUS,
-            at_us=at_us,
-            pid=pid,
-            comm=self.name_of(pid),
-            role=Role.CONTROL,
-            text=path,
-        )
+        process = self.find(pid)
+        if process is not None and kind is EventKind.CONTROL_START:
+            path = self._programs.get(process.id, path)
+        whom = {"pid": pid, "role": Role.CONTROL} if process is None else names_of(process)
+        self._log.note(kind, EventSource.DBUS, at_us=at_us, **whom, text=path)
 
     # Who is there ----------------------------------------------------------------------------
 
     def take_unseen(self, found: Iterable[WatchedProcess]) -> None:
         """Take processes of which somebody else tells, and that are gone."""
         for process in found:
-            identity = ProcessId(pid=process.pid, start_ticks=process.start_ticks)
-            self._know(identity, process)
+            self._remember(process)
 
     def note_leftover(self, pid: int) -> None:
         """It runs after the stop."""
         process = self.find(pid)
         if process is not None:
-            self._log.note(
-                EventKind.LEFTOVER,
-                EventSource.CGROUP,
-                pid=pid,
-                comm=process.comm,
-                role=process.role,
-            )
+            self._log.note(EventKind.LEFTOVER, EventSource.CGROUP, process)
 
-    def release(self, pid: int) -> None:
+    def release(self, identity: ProcessId) -> None:
         """All is known of an end: its pidfd has nothing to add."""
-        identity = self._by_pid.get(pid)
-        if identity is not None and self._pidfds is not None:
+        if self._pidfds is not None:
             self._pidfds.release(identity)
 
     def still_watched(self) -> frozenset[ProcessId]:
@@ -457,16 +471,3 @@ def _ticks_at(at_us: int) -> int:
     """The start time of a process that was born then, as /proc/PID/stat has it."""
     asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
     return (at_us * 1000 + asleep_ns) * os.sysconf("SC_CLK_TCK") // 1_000_000_000
-
-
-def _late_born(identity: ProcessId, comm: str, role: Role, at_us: int) -> WatchedProcess:
-    """A process that was born after the request: nobody predicted anything of it."""
-    return WatchedProcess(
-        pid=identity.pid,
-        start_ticks=identity.start_ticks,
-        comm=comm,
-        role=role,
-        disposition=BORN_LATE[0],
-        disposition_reason=BORN_LATE[1],
-        seen_us=at_us,
-    )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from sdtool.analysis import timeline
-from sdtool.analysis.events import exits_by_pid
+from sdtool.analysis.events import exits_by_process
 from sdtool.analysis.phases import ENDED
 from sdtool.errors import NoSuchUnit, SdtoolError, Unavailable
 from sdtool.host.ends import Ends
@@ -410,8 +410,7 @@ class StopWatch:
         waiting = self._members.still_watched()
         if self.told.policy is not None and self.told.policy.kill_mode in ("process", "none"):
             # The others may stay: wait only for the reaping of those that ended.
-            ended = exits_by_pid(self._log.events)
-            waiting = frozenset(process for process in waiting if process.pid in ended)
+            waiting &= exits_by_process(self._log.events).keys()
         return released and not waiting and self._ends.is_settled
 
     async def _look_around(self) -> None:
@@ -502,8 +501,8 @@ class StopWatch:
         """What happened to its processes; those of a new run have a stop of their own."""
         if self.told.started_us is None:
             return self._log.events
-        own = {process.pid for process in self._own_processes()}
-        return tuple(e for e in self._log.events if e.pid is None or e.pid in own)
+        own = {process.id for process in self._own_processes()}
+        return tuple(e for e in self._log.events if e.process is None or e.process in own)
 
     def _ports(self) -> tuple[tuple[PortChange, ...], tuple[PortChange, ...]]:
         """Its listening ports that are free, and those that are taken."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
-from sdtool.model.process import Disposition, ProcessRef, Role
+from sdtool.model.process import Disposition, ProcessId, ProcessRef, Role
 
 INFINITY: Final = "infinity"
 
@@ -177,6 +177,7 @@ class Event:
         at_min_us: The earliest moment of an inferred event, or of one that was seen late; the
             beginning of a gap; else None.
         at_max_us: The latest moment of those; the end of a gap; else None.
+        start_ticks: With the pid the identity of the process; 0 where nobody could read it.
         sender_pid: Who sent a signal; None where that was not seen, or the kernel did by itself,
             which ``source`` tells apart.
         exit: The wait status; None while it is not known, and ``text`` says why.
@@ -196,6 +197,7 @@ class Event:
     at_min_us: int | None = None
     at_max_us: int | None = None
     pid: int | None = None
+    start_ticks: int | None = None
     comm: str | None = None
     role: Role | None = None
     signal: str | None = None
@@ -211,6 +213,13 @@ class Event:
     limit_us: Limit | None = None
     then: str | None = None
     text: str | None = None
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The process that it happened to, None where it is of none."""
+        if self.pid is None:
+            return None
+        return ProcessId(pid=self.pid, start_ticks=self.start_ticks or 0)
 
 
 class Verdict(StrEnum):
@@ -277,6 +286,8 @@ class WatchedProcess:
     """A process that was in the unit at some moment of the stop.
 
     Attributes:
+        start_ticks: Its start time; 0 where it was gone before anybody could read it.
+        comm: Its name; "?" where nobody could read that.
         disposition: As predicted before the stop; unknown for one born during it.
         disposition_reason: Which bits say so, or why it is not known.
         seen_us: When it was first seen; None when it was there before the stop.
@@ -291,6 +302,11 @@ class WatchedProcess:
     disposition_reason: str
     seen_us: int | None
     has_left: bool = False
+
+    @property
+    def id(self) -> ProcessId:
+        """What tells it apart from another one that has had its pid."""
+        return ProcessId(pid=self.pid, start_ticks=self.start_ticks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +380,7 @@ class ProcessFate:
     """
 
     pid: int
+    start_ticks: int
     comm: str
     role: Role
     disposition: Disposition
@@ -374,6 +391,11 @@ class ProcessFate:
     exit: ExitStatus | None
     killed_by_manager: bool | None
     fate_reason: str
+
+    @property
+    def id(self) -> ProcessId:
+        """What tells it apart from another one that has had its pid."""
+        return ProcessId(pid=self.pid, start_ticks=self.start_ticks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from sdtool.render.plain import encodable
 
 SCHEMA = 1
 
-PROCESS = ("pid", "comm", "role")
+PROCESS = ("pid", "start_ticks", "comm", "role")
 SIGNAL = (*PROCESS, "signal", "sender_pid", "sender_comm", "result")
 
 EVENT_FIELDS: Mapping[EventKind, tuple[str, ...]] = {

@@ -228,6 +228,7 @@ class PidfdObserver:
             kind=kind,
             source=EventSource.PIDFD,
             pid=process.pid,
+            start_ticks=process.start_ticks,
             comm=comm,
             role=role,
             exit=status,

@@ -15,6 +15,7 @@ SIGNAL=ACTION says what a process does on TERM, HUP, ...; without one it does wh
 - wait, term, kill: wait for the children, after SIGTERM or SIGKILL to them; then exit 0
 - fork:NUMBER, quit:NUMBER, exec:NUMBER: one after the other so many children that stay for 0.1 s
   and exit 7, exit 7 at once, or become another program; then exit 0
+- again:NUMBER: one after the other so many children with one pid, that exit 1, 2, ...; then exit 0
 - close:SECONDS: close the port, and exit 0 that much later
 - extend:SECONDS: ask the manager for more time, and exit 0 that much later
 
@@ -35,6 +36,8 @@ import threading
 import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+
+SYS_CLONE3 = 435
 
 READY = b"\n"
 
@@ -99,6 +102,34 @@ def bear(value, live):
         os.waitpid(pid, 0)
 
 
+def fork_as(pid):
+    """Fork a child that gets this pid, which is free; see clone3(2), set_tid.
+
+    Of struct clone_args exit_signal, set_tid and set_tid_size are filled in.
+    """
+    wanted = ctypes.c_int(pid)
+    fields = (0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+    arguments = (ctypes.c_uint64 * len(fields))(*fields)
+    made = LIBC.syscall(SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    if made < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return made
+
+
+def come_again(value):
+    """Have children that have the same pid, one after the other, a few clock ticks apart."""
+    child = 0
+    for code in range(1, int(value) + 1):
+        pid = fork_as(child) if child else os.fork()
+        if pid == 0:
+            last(0.03)
+            os._exit(code)
+        child = pid
+        log(f"bore {pid}")
+        os.waitpid(pid, 0)
+
+
 def stay_a_while():
     """Be a child that is there for a moment."""
     last(0.1)
@@ -135,6 +166,7 @@ def act(name, action, value):
         "fork": lambda: bear(value, stay_a_while),
         "quit": lambda: bear(value, lambda: os._exit(7)),
         "exec": lambda: bear(value, lambda: os.execv("/bin/true", ["true"])),
+        "again": lambda: come_again(value),
         "close": lambda: close_port(value),
         "extend": lambda: extend(value),
     }

@@ -6,6 +6,7 @@ All units of the table are stopped at once, with one command a tier.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -54,6 +55,8 @@ TIERS: dict[str, Sequence[str]] = (
 LINKED = BEHAVIOURS + (AS_ROOT if SCOPE == Scope.SYSTEM else ())
 STOPPED = LINKED + TRANSIENT
 
+log = logging.getLogger(__name__)
+
 Record = Callable[[str, object], None]
 
 every_tier = pytest.mark.parametrize("tier", TIERS)
@@ -77,8 +80,10 @@ class Stopped:
 
     def read(self, behaviour: Behaviour) -> Reading:
         """The report of one, with the log of its processes."""
-        log = Log(log_of(self.directory, behaviour.name))
-        return Reading(behaviour, self.reports[behaviour.name], log, self.manager)
+        # Shown where a test fails.
+        log.warning("%s", json.dumps(self.reports[behaviour.name]))
+        said = Log(log_of(self.directory, behaviour.name))
+        return Reading(behaviour, self.reports[behaviour.name], said, self.manager)
 
     def reading(self, unit: str) -> Reading:
         """The same, of a unit of the table."""
@@ -577,6 +582,36 @@ def test_storm_of_children_is_told_without_a_gap(
         assert (born, {0}) == (told, {observer["lost"] for observer in report["observers"]})
         ends = Counter(p["exit"]["code"] for p in report["processes"])
         assert {0: 1, 7: 2000} == ends
+
+
+@every_tier
+@pytest.mark.capability("tracefs")  # a pid of choice asks for as much as the trace does
+def test_pid_that_comes_again_is_another_process(
+    start: Start, manager: Bench, situations: Situations, tier: str
+) -> None:
+    """Each has a life and an end of its own, and all are told where births are."""
+    unit = start(Behaviour(unit="again", runs=("main: TERM=again:3",)))
+    done = manager.run(stop_argv(manager, unit, *TIERS[tier]))
+    (report,) = read_reports(done.stdout)
+
+    said = Log(log_of(situations.directory, unit)).said("bore")
+    (pid,) = {int(line.rest) for line in said}
+    lives = [fate for fate in report["processes"] if fate["pid"] == pid]
+    assert "clean" == report["verdict"]
+    assert len(lives) == len({fate["start_ticks"] for fate in lives})
+    for fate in lives:
+        own = [e for e in report["events"] if who(e) == (pid, fate["start_ticks"])]
+        kinds = [e["kind"] for e in own if e["kind"] in ("process-new", "process-exit")]
+        (ended,) = [e for e in own if e["kind"] == "process-exit"]
+        assert ["process-new", "process-exit"] == kinds
+        assert (ended["at_us"], ended["exit"]) == (fate["exit_us"], fate["exit"])
+    if tier in "AB":
+        assert [{"code": 1}, {"code": 2}, {"code": 3}] == [fate["exit"] for fate in lives]
+
+
+def who(event: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The process that an event is of."""
+    return event.get("pid"), event.get("start_ticks")
 
 
 @pytest.mark.capability("tracefs")

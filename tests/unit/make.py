@@ -13,6 +13,7 @@ from typing import Any
 from sdtool.analysis.membership import list_units, take_census
 from sdtool.analysis.ownership import join, name_units_behind
 from sdtool.analysis.timeline import build, infer_phase
+from sdtool.host.eventlog import names_of
 from sdtool.model.kernel import (
     SignalGenerated,
     TaskBorn,
@@ -93,10 +94,15 @@ def masks(**fields: Any) -> SignalMasks:
     )
 
 
+def ticks_of(pid: int) -> int:
+    """When a process of these tests has started."""
+    return pid * 100
+
+
 def facts(pid: int = 10, ppid: int = 1, **fields: Any) -> ProcessFacts:
     """A sleeping process of the unit."""
     values = {"comm": f"p{pid}", "state": "S", "control_group": GROUP, "argv": (f"p{pid}",)}
-    identity = ProcessId(pid=pid, start_ticks=pid * 100)
+    identity = ProcessId(pid=pid, start_ticks=ticks_of(pid))
     return ProcessFacts(id=identity, ppid=ppid, **{**values, "masks": masks(), **fields})
 
 
@@ -104,7 +110,7 @@ def watched(pid: int, role: Role = Role.OTHER, seen_us: int | None = None) -> Wa
     """A process that a stop watches."""
     return WatchedProcess(
         pid=pid,
-        start_ticks=pid * 100,
+        start_ticks=ticks_of(pid),
         comm=f"p{pid}",
         role=role,
         disposition=Disposition.DIES,
@@ -262,10 +268,11 @@ def scan(*holders: tuple[int, int, str | None], **fields: Any) -> HolderScan:
 
 
 def event(at_us: int, kind: EventKind, **fields: Any) -> Event:
-    """An observed event of the unit."""
-    return Event(
-        **{"unit": UNIT, "at_us": at_us, "kind": kind, "source": EventSource.DBUS, **fields}
-    )
+    """An observed event of the unit; a pid is that of ``facts`` and ``watched``."""
+    values: dict[str, Any] = {"unit": UNIT, "at_us": at_us, "source": EventSource.DBUS}
+    if "pid" in fields:
+        values["start_ticks"] = ticks_of(fields["pid"])
+    return Event(kind=kind, **{**values, **fields})
 
 
 def phase(at_us: int, sub_state: str, **fields: Any) -> Event:
@@ -301,9 +308,7 @@ def _process_event(
         at_us,
         kind,
         source=EventSource.PIDFD,
-        pid=process.pid,
-        comm=process.comm,
-        role=process.role,
+        **names_of(process),
         exit=status,
     )
 

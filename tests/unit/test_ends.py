@@ -25,12 +25,21 @@ PID = 1 << 22
 LATE = "its parent has not reaped it yet"
 
 
+def born(log: EventLog, at_us: int = T0) -> Members:
+    """The processes of a unit in which one was born."""
+    members = Members(NOWHERE, details(), log, None)
+    members.meet_born(task_born(at_us, PID, 1, comm="web"), by_manager=True)
+    return members
+
+
+(WEB,) = born(EventLog(UNIT)).known
+WHO = {"pid": PID, "start_ticks": WEB.start_ticks}
+
+
 def ends(*, has_record: bool = True, has_pidfds: bool = True) -> tuple[Ends, EventLog]:
     """The ends of a unit that has one process, and the log that they come into."""
     log = EventLog(UNIT)
-    members = Members(NOWHERE, details(), EventLog(UNIT), None)
-    members.meet_born(task_born(T0, PID, 1, comm="web"), by_manager=True)
-    one = Ends(log, members, has_pidfds=has_pidfds)
+    one = Ends(log, born(EventLog(UNIT)), has_pidfds=has_pidfds)
     one.has_record = has_record
     return one, log
 
@@ -40,20 +49,21 @@ def seen(
 ) -> Event:
     """What a pidfd has seen, by the name that the process had before."""
     why = LATE if status is None else None
-    values = {"source": PIDFD, "pid": PID, "comm": "old", "role": Role.OTHER, "text": why}
-    return event(at_us, kind, **{**values, "exit": status, **fields})
+    values = {"source": PIDFD, "comm": "old", "role": Role.OTHER, "text": why}
+    return event(at_us, kind, **{**WHO, **values, "exit": status, **fields})
 
 
 def exited(at_us: int, status: ExitStatus | None, **fields: Any) -> Event:
     """The event of the end, by the record and with the name of the process as it is known."""
-    values = {"source": TRACEFS, "pid": PID, "comm": "web", "role": Role.CONTROL}
+    values = {**WHO, "source": TRACEFS, "comm": "web", "role": Role.CONTROL}
     return event(at_us, EventKind.PROCESS_EXIT, **{**values, "exit": status, **fields})
 
 
 def missed(at_us: int) -> Event:
     """A walk did not find it any more."""
     fields = {"source": EventSource.CGROUP, "evidence": Evidence.INFERRED, "text": "gone"}
-    return event(at_us, EventKind.PROCESS_EXIT, pid=PID, at_min_us=T0, at_max_us=at_us, **fields)
+    bounds = {"at_min_us": T0, "at_max_us": at_us}
+    return event(at_us, EventKind.PROCESS_EXIT, **{**WHO, **bounds, **fields})
 
 
 def wait(one: Ends, wait_us: int) -> None:
@@ -135,26 +145,34 @@ def test_status_that_nobody_tells_has_its_reason() -> None:
 
 
 def test_pid_comes_again() -> None:
-    """What is known of the first one is told at once; the second has an end of its own."""
-    one, log = ends()
-    one.forget(PID)
+    """Each end is that of who had the pid then, whatever comes late."""
+    log, later_us = EventLog(UNIT), T0 + 10_000_000
+    members = born(EventLog(UNIT))
+    one = Ends(log, members)
+    one.has_record = True
+    members.meet_born(task_born(later_us, PID, 1, comm="job"), by_manager=False)
+    (first, second) = members.known
     one.take_told(task_ended(T0 + 5, PID))
-    one.forget(PID)
-    assert ((exited(T0 + 5, None, text=NOT_TOLD),), True) == (log.events, one.is_settled)
-    one.take_told(task_ended(T0 + 7, PID, DONE))
+    one.take_told(task_ended(later_us + 7, PID, DONE))
+    one.take_seen([seen(later_us + 8, KILLED)])
     one.settle()
-    one.forget(PID)
-    assert (exited(T0 + 7, DONE),) == log.events[1:]
+    told = {event.process: (event.at_us, event.comm, event.exit) for event in log.events}
+    assert {first.id: (T0 + 5, "web", KILLED), second.id: (later_us + 7, "job", DONE)} == told
+    assert one.is_settled
 
 
-def test_each_process_has_its_own_end() -> None:
-    """One that nobody knows has but its pid."""
-    one, log = ends()
+def test_process_that_nobody_has_seen_is_of_the_unit() -> None:
+    """It was gone before anybody could look at it, and its end was told."""
+    log, members = EventLog(UNIT), born(EventLog(UNIT))
+    one = Ends(log, members)
+    one.has_record = True
     one.take_told(task_ended(T0 + 5, PID))
     one.take_told(task_ended(T0 + 6, PID + 1, DONE))
     one.settle()
-    assert (exited(T0 + 6, DONE, pid=PID + 1, comm=None, role=None),) == log.events
+    unseen = {"pid": PID + 1, "start_ticks": 0, "comm": "?", "role": Role.OTHER}
+    assert (exited(T0 + 6, DONE, **unseen),) == log.events
     assert not one.is_settled
+    assert [PID, PID + 1] == [process.pid for process in members.known]
 
 
 def test_pidfds_alone_are_believed_where_there_is_no_record() -> None:
@@ -192,6 +210,58 @@ def test_pidfd_has_a_better_moment_than_the_manager() -> None:
     assert () == log.events
     one.take_seen([seen(T0 + 6, None)])
     assert (exited(T0 + 6, KILLED, source=PIDFD),) == log.events
+
+
+def test_who_ended_before_one_that_the_manager_dates_did_so_before_that() -> None:
+    """Pidfds that were looked at late: they have the order of the ends, it has the moment."""
+    main, others = PID, (PID + 1, PID + 2, PID + 3)
+    one, log = ends(has_record=False)
+    one.take_waited(main, T0 + 100, DONE)
+    first, second, last = others
+    one.take_seen(
+        [
+            seen(T0 + 50, KILLED, pid=first),
+            seen(T0 + 201, KILLED, pid=last, at_min_us=T0, at_max_us=T0 + 201),
+            seen(T0 + 200, DONE, pid=main),
+        ]
+    )
+    one.take_seen([seen(T0 + 199, KILLED, pid=second, at_min_us=T0, at_max_us=T0 + 199)])
+    told = {event.pid: (event.at_us - T0, event.at_max_us) for event in log.events}
+    expected = {main: (100, None), first: (50, None), second: (99, T0 + 99)}
+    assert {**expected, last: (201, T0 + 201)} == told
+
+
+def test_end_that_was_told_already_moves_before_one_that_the_manager_dates() -> None:
+    """A parent reaps its child and ends, and the manager says so when the child has been told."""
+    one, log = ends(has_record=False)
+    one.take_seen([seen(T0 + 200, KILLED, pid=PID + 1)])
+    assert [T0 + 200] == [event.at_us for event in log.events]
+    one.take_waited(PID, T0 + 100, DONE)
+    one.take_seen([seen(T0 + 201, DONE)])
+    told = [(event.pid, event.at_us, event.exit) for event in log.events]
+    assert [(PID + 1, T0 + 99, KILLED), (PID, T0 + 100, DONE)] == told
+    assert list(log.events) == log.take(T0 + 100)
+
+
+def test_one_that_was_found_when_it_had_ended_says_nothing_of_the_others() -> None:
+    """Its pidfd was readable at once: that others were so before says nothing of their time."""
+    log, members = EventLog(UNIT), born(EventLog(UNIT), T0 + 150)
+    (late,) = members.known
+    one = Ends(log, members)
+    found = {"pid": late.pid, "start_ticks": late.start_ticks}
+    one.take_seen([seen(T0 + 200, KILLED, pid=PID + 1), seen(T0 + 201, None, **found)])
+    one.take_waited(PID, T0 + 100, DONE)
+    told = [event.at_us - T0 for event in log.events if event.kind is EventKind.PROCESS_EXIT]
+    assert [200, 100] == told
+
+
+def test_manager_dates_an_end_that_was_told_already() -> None:
+    """Its word comes behind what a pidfd has seen late."""
+    one, log = ends(has_record=False)
+    one.take_seen([seen(T0 + 200, KILLED, at_min_us=T0, at_max_us=T0 + 200)])
+    one.take_waited(PID, T0 + 100, KILLED)
+    (event,) = log.events
+    assert (T0 + 100, T0 + 100, PIDFD) == (event.at_us, event.at_max_us, event.source)
 
 
 def test_manager_is_believed_when_no_pidfd_says_anything() -> None:

@@ -23,6 +23,7 @@ from sdtool.model.stop import (
 )
 from tests.unit.make import (
     CHILD,
+    DONE,
     KILLED,
     MAIN,
     TERMINATED,
@@ -156,6 +157,19 @@ def test_end_that_was_not_a_kill_is_what_it_was() -> None:
     """A SIGKILL on its way does not change how it had ended."""
     assert (False, "exited with 3") == killed(sent(ms(5)), gone(ms(6), MAIN, ExitCode(code=3)))
     assert (False, "ended by SIGTERM") == killed(sent(ms(5)), gone(ms(6), MAIN, TERMINATED))
+
+
+def test_pid_that_comes_again_has_fates_of_its_own() -> None:
+    """The first one had a code, the second one runs: its pid is that of a left-over."""
+    second = replace(CHILD, start_ticks=5000, seen_us=ms(20))
+    told = record(
+        processes=(MAIN, CHILD, second),
+        events=(gone(ms(10), CHILD, DONE), gone(ms(30), MAIN, DONE)),
+        survivors=(ProcessRef(pid=11, comm="p11"),),
+    )
+    _, first, last = build_fates(told)
+    assert (ms(10), DONE, "exited with 0") == (first.exit_us, first.exit, first.fate_reason)
+    assert (None, None, "it still runs") == (last.exit_us, last.exit, last.fate_reason)
 
 
 def test_kill_of_a_child_is_that_of_no_other() -> None:
