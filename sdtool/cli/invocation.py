@@ -153,7 +153,7 @@ class Invocation:
             self.write_nowhere()
         except OSError as error:
             self.write_nowhere()
-            raise lost_output(error) from error
+            raise lost_output(error, None if self.answered else self.farewell) from error
 
     def write_nowhere(self) -> None:
         """Let the descriptor itself lead nowhere, so that the flush at exit cannot fail either."""
@@ -227,9 +227,13 @@ def _ended_by_signals(interrupt: Callable[[], bool] | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def lost_output(error: OSError) -> Unavailable:
-    """The error for a stdout that takes no more."""
-    return Unavailable(f"The answer could not be written: {error.strerror}.")
+def lost_output(error: OSError, farewell: str | None = None) -> Unavailable:
+    """The error for a stdout that takes no more.
+
+    Args:
+        farewell: What goes on without us.
+    """
+    return Unavailable(f"The answer could not be written: {error.strerror}.", hint=farewell)
 
 
 def wants_colour(option: str) -> bool:

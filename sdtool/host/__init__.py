@@ -58,6 +58,9 @@ class Host:
         self._session = Session(scope)
 
     async def __aenter__(self) -> Host:
+        from sdtool.sources.processes import require_proc
+
+        require_proc()
         return self
 
     async def __aexit__(

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
+from sdtool.errors import Unavailable
 from sdtool.model.process import ProcessFacts, ProcessId, ProcessRef, SignalMasks
 from sdtool.sources.cgroups import read_process_cgroup
 
@@ -40,6 +41,16 @@ PTRACE_HINT = "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (root)"
 def read_pids() -> tuple[int, ...]:
     """Every process that /proc shows, in ascending order."""
     return tuple(sorted(map(int, filter(str.isdigit, os.listdir("/proc")))))
+
+
+def require_proc() -> None:
+    """See to it that there is a /proc: without it no process is there, whatever runs.
+
+    Raises:
+        Unavailable: It is not mounted.
+    """
+    if not os.path.exists("/proc/self/stat"):
+        raise Unavailable("There is no /proc here.", hint="mount -t proc proc /proc")
 
 
 def read_process(pid: int) -> ProcessFacts | None:

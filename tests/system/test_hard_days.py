@@ -332,3 +332,13 @@ def test_shortage_of_descriptors_is_no_bug(question: tuple[str, ...]) -> None:
         statuses.add(done.returncode)
         assert "bug" not in done.stderr
     assert {69} < statuses <= {0, 1, 69}
+
+
+@pytest.mark.capability("root")
+@pytest.mark.parametrize("question", ["list", "port 80", "pid 1", "doctor"])
+def test_proc_that_is_empty_is_no_bug(manager: Bench, question: str) -> None:
+    """It is said in one sentence that the kernel's own files are not there."""
+    command = f"{sys.executable} -m sdtool {question} {flag_of(manager)}"
+    done = manager.run(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none /proc; {command}"])
+    assert (69, "") == (done.returncode, done.stdout)
+    assert "sdtool: There is no /proc here.\n(mount -t proc proc /proc)\n" == done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from sdtool.model.scope import Scope
 from sdtool.sources import descriptors
+from tests.machine import eventually
 from tests.system.bench import Bench, Client, cgroupfs_of, flag_of, sdtool_argv
 
 
@@ -408,6 +410,17 @@ def test_stop_goes_on_watching_when_its_reader_has_gone(systemctl: Client, manag
 
 
 @pytest.mark.capability("freezable manager")
+def test_stop_whose_output_is_lost_says_what_goes_on(systemctl: Client, manager: Bench) -> None:
+    """A full disk takes no line: nobody watches any more, and what goes on is named."""
+    systemctl("start", "sdtool-slow")
+    command = shlex.join(sdtool_argv(manager, "stop", "sdtool-slow"))
+    done = manager.run(["sh", "-c", f"{command} > /dev/full"])
+    assert 69 == done.returncode
+    assert "sdtool: The answer could not be written: No space left on device." in done.stderr
+    assert "whether the stop job goes on was not looked at: sdtool-slow.service" in done.stderr
+    eventually(lambda: "inactive\n" == systemctl("is-active", "sdtool-slow").stdout)
+
+
 def test_stop_interrupted_before_it_asked_says_nothing_of_a_job(
     systemctl: Client, manager: Bench
 ) -> None:
