@@ -21,6 +21,7 @@ from sdtool.model.names import is_glob
 from sdtool.model.stop import OBSERVERS, Event, EventKind, StopOptions, StopReport, Verdict
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.text import Text
 
@@ -258,6 +259,8 @@ class _View:
 
     def on_events(self, events: Sequence[Event]) -> None:
         """Show events that happened at about the same time."""
+        from rich.console import Group
+
         from sdtool.render.timeline import render_events
 
         if self._start_us is None:
@@ -272,12 +275,14 @@ class _View:
         # All units have their observers armed before anything is asked: the first batch has them.
         self._units |= {event.unit for event in events}
         several, verbose = len(self._units) > 1, self._invocation.verbose
-        for line in render_events(events, self._start_us, with_unit=several, verbose=verbose):
-            self._print(line)
+        lines = render_events(events, self._start_us, with_unit=several, verbose=verbose)
+        if lines:
+            # At once: a thousand processes end together, and the stop goes on meanwhile.
+            self._print(Group(*lines))
 
-    def _print(self, line: Text) -> None:
+    def _print(self, lines: RenderableType) -> None:
         self._printed = True
         if self._live is not None:
-            self._live.console.print(line)
+            self._live.console.print(lines)
         else:
-            self._invocation.print(line)
+            self._invocation.print(lines)

@@ -228,15 +228,21 @@ def parse_netns(link: str) -> int | None:
 
 
 def read_masks(pid: int, state: str = "S") -> SignalMasks | None:
-    """What the process does with signals; None when it is gone or a zombie."""
+    """What the process does with signals; None when it is gone or a zombie.
+
+    A unit may have 1,000 of them: what one file says is not asked of others again.
+    """
     try:
         status = _read(f"/proc/{pid}/status")
-        threads = _read_thread_masks(pid)
+        alone = state not in "ZX" and b"\nThreads:\t1\n" in status
+        threads = () if alone else _read_thread_masks(pid)
     except OSError:
         return None
     if state in "ZX" and not threads:
         return None
-    return parse_masks(status, threads, read_signalfd(pid), _read_waiting(pid))
+    masks = parse_masks(status, threads, 0, _read_waiting(pid, alone=alone))
+    # A signal that not all of its threads block never waits for a descriptor.
+    return replace(masks, signalfd=read_signalfd(pid)) if masks.blocked else masks
 
 
 def _read_thread_masks(pid: int) -> tuple[int, ...]:
@@ -293,19 +299,25 @@ def parse_signalfd(data: bytes) -> int:
     return int(parse_status(data).get(b"sigmask", b"0"), 16)
 
 
-def _read_waiting(pid: int) -> bool | None:
+def _read_waiting(pid: int, *, alone: bool) -> bool | None:
     """Whether a thread sits in sigwait(3); None when the kernel does not show it.
 
     While it waits, the kernel clears the signals it waits for from SigBlk: such a process looks
     as if it would die. Only the number of the system call tells, and it needs ptrace access.
+
+    Args:
+        alone: It has but one thread.
     """
     number = SIGTIMEDWAIT.get(os.uname().machine)
     if number is None:
         return None
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
+        tasks = f"/proc/{pid}/task"
+        # What the kernel has made of a file here it takes away at the end: the fewer, the faster.
+        threads = [f"/proc/{pid}"] if alone else [f"{tasks}/{tid}" for tid in os.listdir(tasks)]
+        for thread in threads:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                call = _read(f"/proc/{pid}/task/{thread}/syscall").split(b" ")[0]
+                call = _read(f"{thread}/syscall").split(b" ")[0]
                 if call.strip() == number:
                     return True
     except OSError:
