@@ -81,6 +81,10 @@ class Lineage:
         """The primary source has lost something: ends may be told by the other one alone."""
         self._is_lossy = True
 
+    def rely_on(self, primary: EventSource) -> None:
+        """From now on another source tells of births and ends."""
+        self._primary = primary
+
     def leave(self, pid: int) -> None:
         """Forget a process that is in its unit no more, and so those that it makes."""
         process = self._find(pid)
@@ -257,12 +261,11 @@ class Lineage:
             return
         if event.at_us < process.since_us and process.tasks <= {process.pid}:
             return  # it was found alive after that: this was another one, which had its pid
-        if event.source is not self._primary:
-            if process.last == event.pid:
-                yield from self._route(process, event)
-                return
-            if not self._is_lossy:
-                return
+        if process.last == event.pid:
+            yield from self._route(process, event)  # its status, by the other source
+            return
+        if event.source is not self._primary and not self._is_lossy:
+            return
         if event.pid in process.tasks:
             process.tasks.discard(event.pid)
             if not process.tasks:

@@ -187,6 +187,8 @@ class KernelRecord:
         if self._lineage is not None:
             text = f"{source.value} tells nothing any more: {reason}"
             self._lineage.mistrust()
+            for other in self._recorders:
+                self._lineage.rely_on(other)
             self._tell_gap(source, now_us(), text)
 
     def tier(self, *, tell_status: bool) -> Tier:

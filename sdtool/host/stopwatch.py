@@ -198,6 +198,7 @@ class StopWatch:
         """Take note that the record lacks something."""
         if source is EventSource.TRACEFS:
             self.told.sees_signals = False
+        self._ends.has_record = bool(self._record.sources)
         self._log.note(
             EventKind.GAP,
             source,

@@ -107,6 +107,21 @@ def test_threads_are_their_process() -> None:
     assert of_unit(task_ended(9, MAIN)) == one.feed(task_ended(9, MAIN))
 
 
+def test_another_source_takes_over_when_one_fails() -> None:
+    """Births and ends are its own from then on; of one that had ended it tells the status."""
+    one = lineage()
+    before = [task_born(1, 11, MAIN), task_born(1, 12, MAIN), task_ended(2, 11)]
+    assert of_unit(*before) == feed(one, *before)
+    one.rely_on(PROCEVENTS)
+    after = [
+        task_ended(3, 11, DONE, PROCEVENTS),
+        task_ended(4, 12, DONE, PROCEVENTS),
+        task_born(5, 13, MAIN, source=PROCEVENTS),
+        task_ended(6, 13, DONE, PROCEVENTS),
+    ]
+    assert of_unit(*after) == feed(one, *after)
+
+
 def test_process_ends_with_its_last_task() -> None:
     """Its first one can be a zombie long before; those that were found count as well."""
     one = lineage(tasks=(MAIN, 13))
