@@ -5,7 +5,7 @@ Nothing is concluded here but what the events themselves say; ``timeline`` and `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sdtool.analysis.phases import SIGKILL
@@ -103,18 +103,26 @@ def _is_managers_gap(event: Event) -> bool:
     return event.kind is EventKind.GAP and event.source is EventSource.SDTOOL
 
 
-def had_pid_at(
-    processes: Iterable[WatchedProcess], pid: int, at_us: int | None = None
-) -> WatchedProcess | None:
-    """Who had a pid at a moment, or has it now; None where none of them ever had it.
+def group_by_pid(
+    processes: Iterable[WatchedProcess],
+) -> dict[int | None, list[WatchedProcess]]:
+    """Who has had each pid, in the order they were seen."""
+    groups: dict[int | None, list[WatchedProcess]] = {}
+    for process in processes:
+        groups.setdefault(process.pid, []).append(process)
+    return groups
+
+
+def had_pid_at(had: Sequence[WatchedProcess], at_us: int | None = None) -> WatchedProcess | None:
+    """Who had a pid at a moment, or has it now; None where nobody ever had it.
 
     Args:
-        processes: In the order they were seen.
+        had: All that have had it, in the order they were seen.
     """
-    had = [process for process in processes if process.pid == pid]
-    if at_us is not None:
-        had = [p for p in had if p.seen_us is None or p.seen_us <= at_us] or had[:1]
-    return had[-1] if had else None
+    if at_us is None:
+        return had[-1] if had else None
+    then = [process for process in had if process.seen_us is None or process.seen_us <= at_us]
+    return (then or had)[-1 if then else 0] if had else None
 
 
 def exits_by_process(events: Iterable[Event]) -> dict[ProcessId, Event]:

@@ -77,13 +77,12 @@ class _Stop:
 
 def build_fates(record: StopRecord) -> tuple[ProcessFate, ...]:
     """What became of each process, in the order they were seen."""
-    last = {process.pid: process.id for process in record.processes}
     stop = _Stop(
         record=record,
         states=tuple(states_of(record.events)),
         unseen=tuple(unseen_spans(record.events)),
         main_end_us=main_end(record.processes, exits_by_process(record.events)),
-        survivors=frozenset(last[ref.pid] for ref in record.survivors if ref.pid in last),
+        survivors=frozenset(process.id for process in record.survivors),
         sees_signals=sees_signals(record),
     )
     own = group_by_process(sort_events(record.events))
@@ -310,7 +309,8 @@ def _unread_status(
     policy = stop.record.policy
     if policy is None:
         return False, "how it ended was not seen"
-    if exit_us is None and stop.record.active_state not in ENDED:
+    is_up = stop.record.active_state not in ENDED and not stop.record.started_again
+    if exit_us is None and is_up:
         return False, "it was not seen to end; the unit is still up"
     phases = (state.sub_state or "" for state in stop.states)
     rest_killed = kills_rest(policy) and process.role is not Role.MAIN

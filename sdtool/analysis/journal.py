@@ -6,9 +6,9 @@ proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from sdtool.analysis.events import had_pid_at
+from sdtool.analysis.events import group_by_pid, had_pid_at, states_of
 from sdtool.model.journal import JournalRecord, RecordKind
 from sdtool.model.process import Disposition, Role
 from sdtool.model.stop import (
@@ -26,14 +26,24 @@ def build_events(records: Iterable[JournalRecord], record: StopRecord) -> tuple[
     """What the manager wrote, of which nothing was seen or concluded."""
     sent = {(e.pid, e.signal) for e in record.events if e.kind is EventKind.SIGNAL_SENT}
     passed = {e.sub_state for e in record.events if e.kind is EventKind.TIMEOUT}
+    states, had = states_of(record.events), group_by_pid(record.processes)
     events: list[Event] = []
     for entry in records:
         if entry.kind is RecordKind.KILLING and (entry.pid, entry.signal) not in sent:
-            process = had_pid_at(record.processes, entry.pid or 0, entry.at_us)
+            process = had_pid_at(had.get(entry.pid, ()), entry.at_us)
             events.append(_killing(entry, record, process))
-        elif entry.kind is RecordKind.TIMEOUT and entry.sub_state not in passed:
-            events.append(_timeout(entry, record.unit))
+        elif entry.kind is RecordKind.TIMEOUT:
+            state = _overdue(entry, states)
+            if state is not None and state.sub_state not in passed:
+                events.append(_timeout(entry, state, record))
     return tuple(events)
+
+
+def _overdue(entry: JournalRecord, states: Sequence[Event]) -> Event | None:
+    """The phase that ran out of its time; the last one where the manager does not name it."""
+    before = [state for state in states if state.at_us <= entry.at_us]
+    named = [s for s in before if entry.sub_state in (None, s.sub_state)]
+    return named[-1] if named else None
 
 
 def find_unseen(
@@ -71,12 +81,13 @@ def _killing(entry: JournalRecord, record: StopRecord, process: WatchedProcess |
     )
 
 
-def _timeout(entry: JournalRecord, unit: str) -> Event:
+def _timeout(entry: JournalRecord, state: Event, record: StopRecord) -> Event:
     return Event(
-        unit=unit,
+        unit=record.unit,
         at_us=entry.at_us,
         kind=EventKind.TIMEOUT,
         source=EventSource.JOURNAL,
-        sub_state=entry.sub_state,
-        then=entry.action,
+        sub_state=state.sub_state,
+        limit_us=state.limit_us,
+        then=state.then,
     )

@@ -35,7 +35,7 @@ from sdtool.analysis.phases import (
     signal_of,
 )
 from sdtool.analysis.verdict import judge
-from sdtool.model.process import ProcessId, Role
+from sdtool.model.process import ProcessId, ProcessRef, Role
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -84,7 +84,7 @@ def build(record: StopRecord) -> StopReport:
         reactivated_by=record.reactivated_by,
         triggers_active=record.triggers_active,
         along=record.along,
-        leftovers=record.survivors,
+        leftovers=tuple(ProcessRef(pid=p.pid, comm=p.comm) for p in record.survivors),
         ports_released=record.released,
         ports_held=record.held,
         unread_reason=record.unread_reason,
@@ -298,12 +298,15 @@ def _was_there(
     process: WatchedProcess, phase: _Phase, exits: Mapping[ProcessId, Event], own: Sequence[Event]
 ) -> bool:
     """Whether the process ran when the phase began, and so got its signal."""
-    born_late = process.seen_us is not None and process.seen_us > phase.at_us
-    gone = exits.get(process.id)
-    if born_late or gone is None:
-        return not born_late
-    status = status_of(own)
+    gone, status = exits.get(process.id), status_of(own)
     died = isinstance(status, ExitSignal) and status.signal == phase.signal
+    if process.seen_us is not None:
+        # A moment before the word of the phase it can have been born because of the signal.
+        latest_us = phase.at_us if died else phase.at_us - SIGNAL_LEAD_US
+        if process.seen_us > latest_us:
+            return False
+    if gone is None:
+        return True
     unread = status is None and process.seen_us is None
     if (died or unread) and phase.first_us is not None and phase.first_us <= gone.at_us:
         # However long before the word of the phase: to many the signal takes its time.

@@ -100,6 +100,8 @@ def _clean_reason(record: StopRecord, fates: Sequence[ProcessFate]) -> str:
     ended = len(fates) - len(left)
     if not fates:
         return "It had no processes."
+    if ended == 0:
+        return f"Nothing was left in it to be ended.{moved}"
     if ended == 1:
         one = "The process ended without a SIGKILL of systemd's, and nothing stayed behind."
         return one + moved

@@ -35,7 +35,9 @@ class EventLog:
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._events: list[Event] = []
-        self._held: list[Event] = []
+        # Places in the list: of those not taken yet, and of each event by its id().
+        self._held: list[int] = []
+        self._places: dict[int, int] = {}
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -48,8 +50,10 @@ class EventLog:
 
     def add(self, *events: Event) -> None:
         """Take events as an observer made them."""
-        self._events.extend(events)
-        self._held.extend(events)
+        for event in events:
+            self._places[id(event)] = len(self._events)
+            self._held.append(len(self._events))
+            self._events.append(event)
 
     def note(
         self,
@@ -73,14 +77,19 @@ class EventLog:
         return event
 
     def exchange(self, event: Event, better: Event) -> None:
-        """Have what is known better by now in the place of an event, unless that was taken."""
-        for events in (self._events, self._held):
-            for index, one in enumerate(events):
-                if one is event:
-                    events[index] = better
+        """Have what is known better by now in the place of an event; one may have taken that."""
+        place = self._places.pop(id(event))
+        self._places[id(better)] = place
+        self._events[place] = better
 
     def take(self, until_us: int) -> list[Event]:
         """What happened until then and was not taken yet."""
-        ready = [event for event in self._held if event.at_us <= until_us]
-        self._held = [event for event in self._held if event.at_us > until_us]
+        held, self._held = self._held, []
+        ready = []
+        for place in held:
+            event = self._events[place]
+            if event.at_us <= until_us:
+                ready.append(event)
+            else:
+                self._held.append(place)
         return ready

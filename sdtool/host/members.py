@@ -15,7 +15,7 @@ from sdtool.analysis.events import had_pid_at
 from sdtool.analysis.signals import predict
 from sdtool.host.eventlog import EventLog, names_of, now_us
 from sdtool.model.kernel import TaskBorn, TaskMoved
-from sdtool.model.process import Disposition, ProcessFacts, ProcessId, ProcessRef, Role
+from sdtool.model.process import Disposition, ProcessFacts, ProcessId, Role
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -41,6 +41,9 @@ NO_NAME = "?"
 ADOPT_WAIT_US = 20_000
 """How long a process that a walk has found is kept back: for its name, and for the moment of its
 birth where the record tells that."""
+
+STOCK_WALKS = 8
+"""So often the cgroup is walked at most before the stop."""
 
 Adopt = Callable[[int, frozenset[int]], None]
 """Called with the pid and the tasks of a process that was found."""
@@ -79,6 +82,7 @@ class Members:
         self._unwatched: set[ProcessId] = set()
         self._untold: dict[ProcessId, int] = {}
         self._told_control: set[int] = set()
+        self._leftovers: set[ProcessId] = set()
         self._programs: dict[ProcessId, str] = {}
         self._frozen: frozenset[str] = frozenset()
         self._missed: list[Event] = []
@@ -94,8 +98,8 @@ class Members:
 
     def find(self, pid: int, at_us: int | None = None) -> WatchedProcess | None:
         """The process that had a pid at a moment, or was the last one to be seen under it."""
-        had = (self._known[identity] for identity in self._by_pid.get(pid, ()))
-        return had_pid_at(had, pid, at_us)
+        had = [self._known[identity] for identity in self._by_pid.get(pid, ())]
+        return had_pid_at(had, at_us)
 
     def get(self, identity: ProcessId) -> WatchedProcess | None:
         """A process by its identity; None when it was not seen."""
@@ -116,8 +120,10 @@ class Members:
         if self._group is not None:
             groups = cgroups.read_tree(self._mount, self._group).members
             self._frozen = cgroups.read_frozen(self._mount, groups)
-        while self._walk(born_now=False):
-            pass
+        # Where somebody is born all the time no two of them agree.
+        for _ in range(STOCK_WALKS):
+            if not self._walk(born_now=False):
+                break
 
     def rescan(self, *, after_us: int = 0) -> None:
         """Look for processes that were born, or have gone, since the last walk.
@@ -436,10 +442,10 @@ class Members:
         for process in found:
             self._remember(process)
 
-    def note_leftover(self, pid: int) -> None:
-        """It runs after the stop."""
-        process = self.find(pid)
-        if process is not None:
+    def note_leftover(self, process: WatchedProcess) -> None:
+        """It runs after the stop; who looks again says it no second time."""
+        if process.id not in self._leftovers:
+            self._leftovers.add(process.id)
             self._log.note(EventKind.LEFTOVER, EventSource.CGROUP, process)
 
     def release(self, identity: ProcessId) -> None:
@@ -451,12 +457,12 @@ class Members:
         """Those that have not been reaped yet."""
         return self._pidfds.watching() if self._pidfds is not None else frozenset()
 
-    def survivors(self) -> Iterator[ProcessRef]:
+    def survivors(self) -> Iterator[WatchedProcess]:
         """Those that run now, after one more walk."""
         self.rescan()
         for identity, process in sorted(self._known.items()):
             if processes.is_running(identity) and self._is_inside(identity.pid):
-                yield ProcessRef(pid=process.pid, comm=process.comm)
+                yield process
 
     def _is_inside(self, pid: int) -> bool:
         """Whether it is in the unit still: one that was moved elsewhere is no left-over."""

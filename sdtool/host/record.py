@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 HOLD_US = 2_000
 """What is so young waits until the next reading: something older may still come."""
 
+FINISH_US = 500_000
+"""How long the last reading takes at most: in a storm of events elsewhere it needs several."""
+
+UNREAD = "not all events of {source} could be read: signals, births and ends may be missing"
+
 LOSS = "{lost} events of {source} were lost: signals, births and ends may be missing"
 
 
@@ -52,6 +57,10 @@ class Recorder(Protocol):
     @property
     def lost(self) -> int:
         """How many events were lost so far."""
+
+    @property
+    def complete_us(self) -> int:
+        """What happened until then has been read, or is lost."""
 
     def read(self) -> list[KernelEvent]:
         """The events since the last call."""
@@ -88,6 +97,8 @@ class KernelRecord:
         self._wanted = wanted
         self._recorders: dict[EventSource, Recorder] = {}
         self._reasons: dict[EventSource, str] = {}
+        # How many each had lost before the stops, and since.
+        self._lost_before: dict[EventSource, int] = {}
         self._lost: dict[EventSource, int] = {}
         self._waiting: list[KernelEvent] = []
         self._lineage: Lineage | None = None
@@ -141,7 +152,7 @@ class KernelRecord:
         try:
             self._recorders[source] = make()
             self._reasons[source] = gives
-            self._lost[source] = 0
+            self._lost_before[source] = self._lost[source] = 0
         except OSError as error:
             self._reasons[source] = explain(error)
         except (ValueError, KeyError) as error:
@@ -164,11 +175,23 @@ class KernelRecord:
         self.manager = manager
         self._home = cgroups.read_process_cgroup(manager) if manager is not None else None
         self._ready()
+        self._forget_the_past()
         self._units = units
         self.record_signals(signals)
         if self._recorders:
             managers = () if self.manager is None else (self.manager,)
             self._lineage = Lineage(next(iter(self._recorders)), managers, groups)
+
+    def _forget_the_past(self) -> None:
+        """Read, and lose, what happened before: who is in the units by now is found there."""
+        for source, recorder in tuple(self._recorders.items()):
+            try:
+                recorder.read()
+            except OSError as error:
+                self._lose(source, error.strerror or str(error))
+            else:
+                self._lost_before[source] = recorder.lost
+        self._pumped_us = now_us()
 
     def record_signals(self, signals: Iterable[str]) -> None:
         """Have the trace record these signals too; one that does not says too little."""
@@ -222,8 +245,19 @@ class KernelRecord:
 
     def finish(self) -> None:
         """Hand out all that has happened until now."""
-        if self._lineage is not None:
+        if self._lineage is None:
+            return
+        began_us = now_us()
+        self._read(self._lineage, 0)
+        while (behind := self._behind(began_us)) and now_us() < began_us + FINISH_US:
             self._read(self._lineage, 0)
+        for source in behind:
+            self._lost[source] += 1  # at least
+            self._tell_gap(source, now_us(), UNREAD.format(source=source.value))
+
+    def _behind(self, at_us: int) -> list[EventSource]:
+        """The sources of which something is unread that happened before."""
+        return [source for source, one in self._recorders.items() if one.complete_us < at_us]
 
     def _read(self, lineage: Lineage, hold_us: int) -> None:
         # What happened until now is in the buffers by now, whatever processor it happened on; a
@@ -235,10 +269,13 @@ class KernelRecord:
             except OSError as error:
                 self._lose(source, error.strerror or str(error))
                 continue
-            if recorder.lost > self._lost[source]:
-                self._note_loss(source, recorder.lost, until_us)
+            lost = recorder.lost - self._lost_before[source]
+            if lost > self._lost[source]:
+                self._note_loss(source, lost, until_us)
         self._waiting.sort(key=attrgetter("at_us"))
-        ready = [event for event in self._waiting if event.at_us <= until_us - hold_us]
+        # What is unread by one may be older than what another has told.
+        known_us = min([until_us, *(one.complete_us for one in self._recorders.values())])
+        ready = [event for event in self._waiting if event.at_us <= known_us - hold_us]
         self._waiting = self._waiting[len(ready) :]
         self._pumped_us = until_us
         for event in ready:

@@ -2,8 +2,8 @@
 
 The order is the point: everything that observes is armed before StopUnit is called, so nothing
 that happens at once is missed. Then signals of the manager, exits, cgroup changes and destroyed
-sockets are collected as they come, the cgroup is walked again every 20 ms for new processes, and
-what was gathered goes to ``analysis.timeline``.
+sockets are collected as they come, the kernel's record is read every 20 ms, or where there is none
+the cgroup walked for new processes, and what was gathered goes to ``analysis.timeline``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ MARGIN_S = 30.0
 
 FAREWELL_S = 1.0
 """How long an interrupt is put off at most, for the reports of the units whose jobs are over."""
+
+LAST_LOOK_S = 5.0
+"""The same for a deadline: somewhat longer than the manager is asked for its last word."""
 
 
 async def stop_units(
@@ -149,6 +152,7 @@ async def _watch(
         _attach(record, everyone, session.scope)
         for watch in everyone:
             watch.arm()
+            record.pump(now_us())
 
         def on_policy() -> None:
             clock.on_policy()
@@ -311,7 +315,7 @@ async def _give_up(
         until = 0.0
     with contextlib.suppress(TimeoutError):
         # One that is down can pull another along at the last moment.
-        async with asyncio.timeout_at(began + FAREWELL_S if clock.interrupted else None):
+        async with asyncio.timeout_at(began + (FAREWELL_S if clock.interrupted else LAST_LOOK_S)):
             await asyncio.gather(*(watch.wait_for_end(until) for watch in late if watch.is_down))
     for watch in late:
         if not watch.finished and watch.failure is None:
@@ -360,6 +364,8 @@ def _too_late(watch: StopWatch, clock: _Clock, gap: ManagerGap | None) -> str:
         )
     if not watch.told.queued:
         return f"{name} was asked to stop, and had no job after {after}."
+    if watch.is_down:
+        return f"The stop job of {name} was over after {after}: the rest was not looked at."
     return f"{_unfinished(watch)} still stopping after {after}; the stop job goes on."
 
 

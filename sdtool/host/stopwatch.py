@@ -26,7 +26,7 @@ from sdtool.host.session import Session
 from sdtool.host.told import State, Told
 from sdtool.model.kernel import KernelEvent, ListenerClosed
 from sdtool.model.manager import ManagerGap
-from sdtool.model.process import ProcessRef, Role
+from sdtool.model.process import Role
 from sdtool.model.sockets import Socket, SocketFacts
 from sdtool.model.stop import (
     Event,
@@ -97,7 +97,7 @@ class StopWatch:
         self._record = record
         self._lives = Lives(self._log, self._members, self._ends, self._close_port)
         self._crash: BaseException | None = None
-        self._survivors: tuple[ProcessRef, ...] = ()
+        self._survivors: tuple[WatchedProcess, ...] = ()
         self._still_held: tuple[SocketFacts, ...] | None = ()
         self._last_state_read = True
         self._still_up: frozenset[str] | None = None
@@ -416,13 +416,13 @@ class StopWatch:
 
     async def _look_around(self) -> None:
         """What still runs, what went down along, what can start it again."""
-        if self.told.active_state in ENDED:
+        if self.told.active_state in ENDED or self.told.started_us is not None:
             # Where the stop was canceled or undone, what runs is no left-over.
-            running = tuple(self._members.survivors())
-            own = {process.pid for process in self._own_processes()}
-            self._survivors = tuple(ref for ref in running if ref.pid in own)
-            for ref in self._survivors:
-                self._members.note_leftover(ref.pid)
+            own = {process.id for process in self._own_processes()}
+            running = self._members.survivors()
+            self._survivors = tuple(process for process in running if process.id in own)
+            for process in self._survivors:
+                self._members.note_leftover(process)
         try:
             self._still_held = self._observers.read_held()
         except SdtoolError as error:

@@ -342,7 +342,7 @@ class StopRecord:
     ended_us: int
     events: tuple[Event, ...]
     processes: tuple[WatchedProcess, ...]
-    survivors: tuple[ProcessRef, ...]
+    survivors: tuple[WatchedProcess, ...]
     job_result: str | None
     result: str | None
     active_state: str

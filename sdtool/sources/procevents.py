@@ -40,7 +40,7 @@ BUFFER = 1 << 16
 ACKNOWLEDGE_S = 1.0
 
 READ_NS = 60_000_000
-"""One call takes no longer: it ends in a storm of events too, and what is not read is counted."""
+"""One call takes no longer: it ends in a storm of events too, and the next one goes on."""
 
 GIVES = "births and ends of processes, with their wait status"
 
@@ -59,6 +59,9 @@ class What(IntEnum):
 class ProcEvents:
     """All processes of the machine, from when it is made until it is closed.
 
+    Attributes:
+        complete_us: What happened until then has been read, or is lost; by CLOCK_MONOTONIC.
+
     Raises:
         OSError: The kernel refuses; ETIMEDOUT when it is silent. ``explain_silence`` says why.
     """
@@ -69,6 +72,7 @@ class ProcEvents:
         self._lost = self._uncounted = 0
         self._request = time.monotonic_ns() & 0x7FFFFFFF
         self._numbers: dict[int, int] = {}
+        self.complete_us = 0
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_CONNECTOR)
         try:
@@ -116,9 +120,11 @@ class ProcEvents:
         found: list[KernelEvent] = []
         until_ns = time.monotonic_ns() + READ_NS
         while time.monotonic_ns() < until_ns:
+            now_us = time.monotonic_ns() // 1000
             try:
                 data = self._socket.recv(BUFFER)
             except BlockingIOError:
+                self.complete_us = now_us
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -129,6 +135,7 @@ class ProcEvents:
                 self._count(message)
                 if message.event is not None:
                     found.append(message.event)
+                    self.complete_us = message.event.at_us
         return found
 
     def _count(self, message: ProcMessage) -> None:

@@ -53,7 +53,7 @@ PAGE = 1 << 16
 """As much as any kernel gives at once."""
 
 READ_NS = 60_000_000
-"""One call takes no longer: it ends in a storm of events too, and what is not read is counted."""
+"""One call takes no longer: it ends in a storm of events too, and the next one goes on."""
 
 
 def open_tracefs() -> int:
@@ -112,6 +112,7 @@ class Trace:
     Attributes:
         missing: The events that this kernel has not.
         lost: How many events were overwritten before they were read; what is not told counts one.
+        complete_ns: What happened until then has been read, or is lost; by CLOCK_MONOTONIC.
 
     Raises:
         OSError: Tracing is closed to us.
@@ -119,8 +120,9 @@ class Trace:
 
     def __init__(self, events: Mapping[str, str | None]) -> None:
         self.lost = 0
+        self.complete_ns = 0
         self.missing: tuple[str, ...] = ()
-        self._pipes: list[int] = []
+        self._pipes: dict[int, int] = {}
         self._closing = contextlib.ExitStack()
         try:
             self._set_up(events)
@@ -143,7 +145,7 @@ class Trace:
         for pipe in sorted(self._instance.glob("per_cpu/cpu*/trace_pipe_raw")):
             number = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._closing.callback(os.close, number)
-            self._pipes.append(number)
+            self._pipes[number] = 0
         self._write("tracing_on", "1")
 
     def _enable(self, events: Mapping[str, str | None]) -> Iterator[tuple[int, EventFormat]]:
@@ -179,23 +181,34 @@ class Trace:
         """The events since the last call, in the order of their time.
 
         An event of one processor may come a call later than a younger one of another. In a
-        storm some come with the next calls, or are lost.
+        storm some come with the next calls, or are lost; ``complete_ns`` says so.
         """
         found: list[TraceEvent] = []
-        budget_ns = READ_NS // max(len(self._pipes), 1)
-        for pipe in self._pipes:
-            until_ns = time.monotonic_ns() + budget_ns
-            while time.monotonic_ns() < until_ns:
-                try:
-                    data = os.read(pipe, PAGE)
-                except BlockingIOError:
-                    break
-                if not data:
-                    break  # the same, when an event came and went meanwhile
-                page = parse_page(data, self._layout, self._formats)
-                self.lost += 1 if page.lost is None else page.lost
-                found += page.events
+        until_ns = time.monotonic_ns() + READ_NS
+        waiting = list(self._pipes)
+        # A page of each in turn: whatever processor the storm is on has all of the time.
+        while waiting and time.monotonic_ns() < until_ns:
+            waiting = [pipe for pipe in waiting if self._read_page(pipe, found)]
+        self.complete_ns = min(self._pipes.values(), default=0)
         return tuple(sorted(found, key=attrgetter("at_ns")))
+
+    def _read_page(self, pipe: int, found: list[TraceEvent]) -> bool:
+        """Read what one processor has; whether there may be more."""
+        now_ns = time.monotonic_ns()
+        try:
+            data = os.read(pipe, PAGE)
+        except BlockingIOError:
+            data = b""
+        if not data:
+            # The same, when an event came and went meanwhile.
+            self._pipes[pipe] = now_ns
+            return False
+        page = parse_page(data, self._layout, self._formats)
+        self.lost += 1 if page.lost is None else page.lost
+        found += page.events
+        if page.events:
+            self._pipes[pipe] = page.events[-1].at_ns
+        return True
 
     def close(self) -> None:
         """Stop recording, and leave nothing behind."""

@@ -144,6 +144,11 @@ class KernelTrace:
         """How many events were overwritten before they were read."""
         return self._trace.lost
 
+    @property
+    def complete_us(self) -> int:
+        """What happened until then has been read, or is lost."""
+        return self._trace.complete_ns // 1000
+
     def record_signals(self, signals: Iterable[str]) -> None:
         """Record these signals too, from now on.
 

@@ -394,6 +394,29 @@ def test_unit_that_a_connection_starts_again_was_stopped(
 
 
 @every_tier
+def test_left_over_of_a_unit_that_was_started_again_is_told(
+    situations: Situations, watch: Watch, tier: str
+) -> None:
+    """The unit is up again, with a main process that is none of the stop's; the old child is."""
+    port = find_port()
+    has = ("KillMode=process",)
+    stays = Behaviour(unit="stays", runs=("main: TERM=after:0.3", "child:"), has=has)
+    door = f"[Socket]\nListenStream=127.0.0.1:{port}\n"
+    files = {stays.name: stays.text(situations.directory, port), "sdtool-b-stays.socket": door}
+    situations.link(files)
+    situations.systemctl("start", *reversed(files))
+    names = Log(log_of(situations.directory, stays.name)).names
+    stopping = watch(stays.name, *TIERS[tier])
+    stopping.wait_for('"stop-sigterm"')
+    with socket.create_connection(("127.0.0.1", port)):
+        report = stopping.read_report()
+
+    left = [{"pid": pid, "comm": name} for pid, name in names.items() if name == "child"]
+    assert ("leftover", left) == (report["verdict"], report["leftovers"])
+    assert set(names) == {process["pid"] for process in report["processes"]}
+
+
+@every_tier
 def test_unit_that_somebody_has_killed_by_the_manager_has_failed(
     start: Start, watch: Watch, manager: Bench, situations: Situations, tier: str
 ) -> None:
@@ -614,14 +637,16 @@ def who(event: dict[str, Any]) -> tuple[int | None, int | None]:
     return event.get("pid"), event.get("start_ticks")
 
 
-@pytest.mark.capability("tracefs")
-def test_lost_events_are_told_and_nothing_wrong_is(situations: Situations, watch: Watch) -> None:
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier in "AB"])
+def test_lost_events_are_told_and_nothing_wrong_is(
+    situations: Situations, watch: Watch, tier: str
+) -> None:
     """It stands still in a storm: there is a gap, and it denies no kill of the manager's."""
     chosen = [b for b in BEHAVIOURS if b.unit in ("stubborn", "mixed", "kills-own", "graceful")]
     situations.link({b.name: b.text(situations.directory, find_port()) for b in chosen})
     situations.systemctl("start", *(b.name for b in chosen))
     loop = "i=0; while [ $i -lt 12000 ]; do (:); i=$((i+1)); done"
-    stopping = watch(*(b.name for b in chosen))
+    stopping = watch(*(b.name for b in chosen), *TIERS[tier])
     for _ in chosen:
         stopping.wait_for('"stop-sigterm"')
     os.kill(stopping.process.pid, signal.SIGSTOP)

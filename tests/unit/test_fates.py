@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from sdtool.analysis.fates import build_fates
-from sdtool.model.process import ProcessRef
 from sdtool.model.stop import (
     Event,
     EventKind,
@@ -165,7 +164,7 @@ def test_pid_that_comes_again_has_fates_of_its_own() -> None:
     told = record(
         processes=(MAIN, CHILD, second),
         events=(gone(ms(10), CHILD, DONE), gone(ms(30), MAIN, DONE)),
-        survivors=(ProcessRef(pid=11, comm="p11"),),
+        survivors=(second,),
     )
     _, first, last = build_fates(told)
     assert (ms(10), DONE, "exited with 0") == (first.exit_us, first.exit, first.fate_reason)
@@ -223,8 +222,7 @@ def test_end_that_nobody_told_has_a_kill_with_a_sender(sender: int | None, expec
 
 def test_survivor_of_a_kill_still_runs() -> None:
     """It sleeps where no signal reaches it."""
-    still = (ProcessRef(pid=MAIN.pid, comm=MAIN.comm),)
-    assert (False, "it still runs") == killed(sent(ms(5)), survivors=still)
+    assert (False, "it still runs") == killed(sent(ms(5)), survivors=(MAIN,))
 
 
 def test_manager_that_is_not_known_may_have_been_the_killer() -> None:

@@ -65,9 +65,24 @@ def test_limit_that_passed_is_told_once() -> None:
         sub_state="stop-sigterm",
         action="Killing",
     )
-    (timeout,) = build_events([told], mixed())
-    assert ("stop-sigterm", "Killing", ms(3)) == (timeout.sub_state, timeout.then, timeout.at_us)
-    assert () == build_events([told], mixed(timeout))
+    began = phase(ms(1), "stop-sigterm", limit_us=2000)
+    (timeout,) = build_events([told], mixed(began))
+    assert ("stop-sigterm", 2000, "SIGKILL", ms(3)) == (
+        timeout.sub_state,
+        timeout.limit_us,
+        timeout.then,
+        timeout.at_us,
+    )
+    assert () == build_events([told], mixed(began, timeout))
+
+
+def test_timeout_of_a_phase_that_the_journal_does_not_name_is_that_of_the_last() -> None:
+    """Where no state was told there is no phase to name."""
+    told = JournalRecord(at_us=ms(3), message="", kind=RecordKind.TIMEOUT, action="Killing")
+    first, last = phase(ms(1), "stop"), phase(ms(2), "stop-sigterm")
+    (timeout,) = build_events([told], mixed(first, last, phase(ms(4), "stop-sigkill")))
+    assert "stop-sigterm" == timeout.sub_state
+    assert () == build_events([told], record())
 
 
 def test_process_that_only_the_journal_has_is_one_of_the_unit() -> None:

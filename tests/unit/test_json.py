@@ -109,7 +109,7 @@ REPORT = stopped(
     [MAIN, CHILD],
     [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), gone(ms(6), CHILD, KILLED), dead(ms(7))],
     policy(kill_mode="mixed"),
-    survivors=(ProcessRef(pid=12, comm="x"),),
+    survivors=(CHILD,),
     released=(CHANGE,),
     held=(CHANGE,),
 )

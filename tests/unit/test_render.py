@@ -378,7 +378,7 @@ def test_report_lists_what_else_happened() -> None:
     report = stopped(
         [],
         [],
-        survivors=(ProcessRef(pid=12, comm="x"),),
+        survivors=(CHILD,),
         released=(change,),
         held=(replace(change, port=81),),
         also_stopped=("app.service",),
@@ -386,7 +386,7 @@ def test_report_lists_what_else_happened() -> None:
     )
     text = printed(render_reports([report]))
     for words in (
-        "left behind: 12 (x)",
+        "left behind: 11 (p11)",
         "free again: tcp [::1]:80",
         "still taken: tcp [::1]:81",
         "stopped along: app.service",
@@ -407,9 +407,7 @@ def evil(name: str) -> list[RenderableType]:
     owner = explain_process(facts(comm=name, control_group=name), None, None, (), ROOTS)
     process = replace(facts(10, 1, comm=name, argv=(name, name)), user=name)
     end = gone(ms(5), replace(MAIN, comm=name))
-    report = stopped(
-        [MAIN], [end], survivors=(ProcessRef(pid=1, comm=name),), also_stopped=(name,)
-    )
+    report = stopped([MAIN], [end], survivors=(replace(MAIN, comm=name),), also_stopped=(name,))
     status = unit(name, description=name, fragment_path=name, control_group=name)
     return [
         render_units(list_joined([unit(name, description=name)], {}, {}, [], [], ROOTS)),

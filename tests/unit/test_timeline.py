@@ -18,6 +18,7 @@ from sdtool.model.stop import (
     EventSource,
     Evidence,
     ExitCode,
+    ExitStatus,
     StopReport,
     Verdict,
 )
@@ -44,11 +45,6 @@ from tests.unit.make import (
 )
 
 CONTROL = watched(12, Role.CONTROL, seen_us=ms(1))
-
-
-def refs(*pids: int) -> tuple[ProcessRef, ...]:
-    """Processes named in passing."""
-    return tuple(ProcessRef(pid=pid, comm=f"p{pid}") for pid in pids)
 
 
 def killed_by_manager(report: StopReport) -> dict[int, bool | None]:
@@ -126,13 +122,10 @@ def test_survivors_are_leftovers_and_the_worst() -> None:
             gone(ms(2011), MAIN, KILLED),
         ],
         result="timeout",
-        survivors=refs(11),
+        survivors=(watched(11),),
     )
-    assert (Verdict.LEFTOVER, (10,), refs(11)) == (
-        report.verdict,
-        report.killed,
-        report.leftovers,
-    )
+    left = (ProcessRef(pid=11, comm="p11"),)
+    assert (Verdict.LEFTOVER, (10,), left) == (report.verdict, report.killed, report.leftovers)
     assert "11 (p11) still runs after the stop." == report.verdict_reason
 
 
@@ -210,7 +203,7 @@ def test_verdict_is_the_worst_that_is_true(
     report = stopped(
         processes,
         events,
-        survivors=refs(13) if leftover else (),
+        survivors=(watched(13),) if leftover else (),
         result="signal" if bad else "success",
     )
     truths = [leftover, killed, bad, hidden, True]
@@ -314,7 +307,7 @@ def test_process_mode_leaves_children_unasked() -> None:
         [MAIN, CHILD],
         [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), dead(ms(6))],
         policy(kill_mode="process"),
-        survivors=refs(11),
+        survivors=(watched(11),),
     )
     assert (Verdict.LEFTOVER, "success") == (report.verdict, report.result)
     assert [(10, "SIGTERM")] == sent(report)
@@ -323,7 +316,7 @@ def test_process_mode_leaves_children_unasked() -> None:
 
 def test_none_mode_signals_nobody() -> None:
     """KillMode=none leaves everything, without a signal."""
-    report = stopped([MAIN], [dead(ms(6))], policy(kill_mode="none"), survivors=refs(10))
+    report = stopped([MAIN], [dead(ms(6))], policy(kill_mode="none"), survivors=(watched(10),))
     assert (Verdict.LEFTOVER, []) == (report.verdict, sent(report))
 
 
@@ -338,7 +331,7 @@ def test_without_sigkill_the_manager_gives_up() -> None:
         ],
         policy(send_sigkill=False),
         result="timeout",
-        survivors=refs(10),
+        survivors=(watched(10),),
     )
     assert (Verdict.LEFTOVER, ()) == (report.verdict, report.killed)
     assert [(10, "SIGTERM"), (10, "SIGTERM")] == sent(report)
@@ -557,6 +550,18 @@ def test_process_born_after_a_phase_gets_no_signal_of_it() -> None:
         [phase(ms(4), "stop-sigterm"), gone(ms(5), MAIN), gone(ms(150), late), dead(ms(160))],
     )
     assert [(10, "SIGTERM")] == sent(report)
+
+
+@pytest.mark.parametrize(("status", "told"), [(ExitCode(code=7), False), (TERMINATED, True)])
+def test_process_born_right_before_the_word_of_a_phase_may_be_born_of_its_signal(
+    status: ExitStatus, told: bool
+) -> None:
+    """The manager signals first, and says so then: only who died of it has got it for sure."""
+    young = watched(20, seen_us=ms(2))
+    events = [phase(ms(4), "stop-sigterm"), gone(ms(50), young, status), gone(ms(60), MAIN)]
+    report = stopped([MAIN, young], [*events, dead(ms(70))])
+    assert told is ((20, "SIGTERM") in sent(report))
+    assert (10, "SIGTERM") in sent(report)
 
 
 def test_process_gone_before_a_phase_gets_no_signal_of_it() -> None:
