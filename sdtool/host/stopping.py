@@ -64,7 +64,9 @@ async def stop_units(
             entry = await _prepare(session, name, options, record)
             # A unit under two names is stopped, and reported, once.
             key = entry.name if isinstance(entry, StopWatch) else str(number)
-            entries.setdefault(key, entry)
+            if entries.setdefault(key, entry) is not entry:
+                for double in _with_along(_watches([entry])):
+                    double.close()
         watched = set(entries)
         for watch in _watches(entries.values()):
             watch.leave_out(watched)
@@ -168,6 +170,9 @@ async def _watch(
                 if not clock.limit.expired():
                     raise
                 await _give_up(active, clock, keeper, session.scope)
+        manager.unsubscribe()
+        for watch in everyone:
+            await watch.let_go()
     _hand_on(everyone, now_us(), on_events)
 
 

@@ -97,6 +97,7 @@ class StopWatch:
         self._record = record
         self._lives = Lives(self._log, self._members, self._ends, self._close_port)
         self._crash: BaseException | None = None
+        self._is_held = False
         self._survivors: tuple[WatchedProcess, ...] = ()
         self._still_held: tuple[SocketFacts, ...] | None = ()
         self._last_state_read = True
@@ -145,7 +146,12 @@ class StopWatch:
 
     async def hold(self) -> None:
         """Keep the manager from forgetting the unit, where it permits that."""
-        await self._manager.ref_unit(self.name)
+        self._is_held = await self._manager.ref_unit(self.name)
+
+    async def let_go(self) -> None:
+        """The manager may forget the unit; one that is lost has done so."""
+        if self._is_held and self.failure is None:
+            await self._manager.unref_unit(self.name)
 
     def refuse(self, error: SdtoolError) -> None:
         """Take the refusal of the request: without another one it is the ``failure``."""

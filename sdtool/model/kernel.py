@@ -79,6 +79,7 @@ class SignalGenerated:
 
     Attributes:
         sender: The task that sent it; where the kernel itself did, the one that it ran in.
+        result: What the kernel did with it; None where it says so in a way that is not known.
         by_kernel: The kernel sent it by itself: a fault, memory that ran out.
     """
 
@@ -87,7 +88,7 @@ class SignalGenerated:
     pid: int
     sender: int
     signal: str
-    result: SignalResult
+    result: SignalResult | None
     by_kernel: bool
 
 

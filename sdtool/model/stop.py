@@ -244,7 +244,7 @@ class Tier(StrEnum):
     def gives(self) -> str:
         """What is observed in it, in a few words."""
         return {
-            Tier.A: "every signal with its sender, every birth and end",
+            Tier.A: "every signal that can end a process, with its sender; every birth and end",
             Tier.B: "every birth and end with its wait status; signals are inferred",
             Tier.C: "ends with their wait status; signals are inferred",
             Tier.D: "ends; of main and control processes the wait status; signals are inferred",

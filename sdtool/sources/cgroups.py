@@ -228,7 +228,7 @@ class CgroupObserver:
     such file, and ``available`` is False.
     """
 
-    name = "cgroup.events"
+    name = "cgroup"
 
     def __init__(self, unit: str, mount: CgroupMount, control_group: str) -> None:
         self._unit = unit

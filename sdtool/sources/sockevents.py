@@ -34,7 +34,7 @@ class SocketObserver:
         freed: When each of them was gone, by its cookie.
     """
 
-    name = "sock_diag"
+    name = "sockets"
 
     def __init__(self, unit: str) -> None:
         self._unit = unit

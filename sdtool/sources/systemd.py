@@ -346,6 +346,10 @@ class Manager:
             await self._renew(connection, until)
         return self._queue
 
+    def unsubscribe(self) -> None:
+        """Take no signals any more: nobody reads the queue."""
+        self._queue = None
+
     async def _listen(self) -> None:
         """Have the manager's signals brought over the present connection."""
         connection = self._connection
@@ -446,6 +450,13 @@ class Manager:
             log.debug("no reference on %s: %s", name, error)
             return False
         return True
+
+    async def unref_unit(self, name: str) -> None:
+        """Let go of a unit that ``ref_unit`` has kept; the end of the connection does so too."""
+        try:
+            await self._connection.call(unit_path(name), UNIT, "Unref", deadline_s=REFERENCE_S)
+        except (RemoteError, NoAnswer) as error:
+            log.debug("the reference on %s stays: %s", name, error)
 
     async def queue_job(
         self, verb: Literal["stop", "start", "restart"], name: str, *, interactive: bool = False

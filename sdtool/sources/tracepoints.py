@@ -64,11 +64,8 @@ OUTSIDE = "what is traced cannot be told apart: this is not the initial pid name
 
 GIVES = "signals with sender and target, births and ends, by the kernel's clock"
 
-USUAL_SIGNALS = frozenset(
-    {"SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE"}
-    | {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGSYS", "SIGXCPU", "SIGXFSZ", "SIGSTOP"}
-)
-"""What ends or stops a process, whoever sends it."""
+HARMLESS_SIGNALS = frozenset({"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH"})
+"""What neither ends nor stops a process by default, and is sent all the time."""
 
 RESULTS = {
     0: SignalResult.DELIVERED,
@@ -83,7 +80,7 @@ def trace_events(signals: Iterable[str], own_pid: int) -> dict[str, str | None]:
     """The events to record, each with its filter, for ``tracefs.Trace``.
 
     Args:
-        signals: By name, beside the usual ones.
+        signals: By name, of the harmless ones: those that may end a unit, say.
         own_pid: Our own: a SIGCONT to it is recorded too, to see whether it comes.
     """
     return {
@@ -98,11 +95,11 @@ def trace_events(signals: Iterable[str], own_pid: int) -> dict[str, str | None]:
 
 
 def _signal_filters(signals: Iterable[str], own_pid: int) -> dict[str, str]:
-    numbers = sorted({signal_number(name) for name in USUAL_SIGNALS | set(signals)})
-    wanted = " || ".join(f"sig == {number}" for number in numbers)
+    harmless = sorted(map(signal_number, HARMLESS_SIGNALS - set(signals)))
+    wanted = " && ".join(f"sig != {number}" for number in harmless) or "sig != 0"
     proof = f"sig == {signal_number('SIGCONT')} && pid == {own_pid}"
     return {
-        GENERATE: f"{wanted} || ({proof})",
+        GENERATE: f"({wanted}) || ({proof})",
         # The end of a process is one more delivery, of SIGKILL, but with no handler.
         DELIVER: f"({wanted}) && sa_handler > {SIG_IGN}",
     }
@@ -150,7 +147,7 @@ class KernelTrace:
         return self._trace.complete_ns // 1000
 
     def record_signals(self, signals: Iterable[str]) -> None:
-        """Record these signals too, from now on.
+        """Record these signals too from now on, of the harmless ones.
 
         Raises:
             OSError: The kernel does not take the filter.
@@ -234,7 +231,7 @@ def _generated(at_us: int, pid: int, values: Mapping[str, Value]) -> KernelEvent
         pid=_number(values, "pid"),
         sender=pid,
         signal=signal_name(_number(values, "sig")),
-        result=RESULTS.get(_number(values, "result"), SignalResult.DELIVERED),
+        result=RESULTS.get(_number(values, "result")),
         by_kernel=_number(values, "code") not in SENT_BY_TASKS,
     )
 
