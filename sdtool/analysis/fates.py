@@ -312,9 +312,11 @@ def _unread_status(
     is_up = stop.record.active_state not in ENDED and not stop.record.started_again
     if exit_us is None and is_up:
         return False, "it was not seen to end; the unit is still up"
-    phases = (state.sub_state or "" for state in stop.states)
+    kills = [state.at_us for state in stop.states if is_kill_phase(state.sub_state or "")]
     rest_killed = kills_rest(policy) and process.role is not Role.MAIN
-    kill_sent = stop.record.result == "timeout" or any(map(is_kill_phase, phases))
+    # A state that was not told can be missed, but none that was told came before its time.
+    before = [at_us for at_us in kills if exit_us is None or at_us - TIMER_LEAD_US <= exit_us]
+    kill_sent = bool(before) or (stop.record.result == "timeout" and not kills)
     if rest_killed or (kill_sent and _may_kill(policy, process)):
         return None, f"{UNSEEN}, and the manager may have sent it SIGKILL"
     if _may_kill(policy, process) and _may_be_unseen(exit_us, policy, stop):

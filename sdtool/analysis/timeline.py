@@ -21,6 +21,7 @@ from sdtool.analysis.events import (
     TIMER_LEAD_US,
     exits_by_process,
     group_by_process,
+    order_lives,
     sort_events,
     states_of,
     status_of,
@@ -58,7 +59,7 @@ SUCCESS = "success"
 
 def build(record: StopRecord) -> StopReport:
     """The report of a stop, from all that was gathered while it ran."""
-    events = sort_events(record.events)
+    events = sort_events(order_lives(record.events))
     fates = build_fates(record)
     killed = tuple(fate.pid for fate in fates if fate.killed_by_manager)
     verdict, reason = judge(record, fates)

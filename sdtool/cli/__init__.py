@@ -66,9 +66,23 @@ def _prepare_streams() -> None:
     sys.stdin = sys.stdin or _open_null("r")
     sys.stdout = sys.stdout or _open_null("w")
     sys.stderr = sys.stderr or _open_null("w")
+    sys.stdout = _buffered(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _buffered(stream: TextIO) -> TextIO:
+    """A stream that writes all of what it is given.
+
+    With PYTHONUNBUFFERED= it is one write(2), which a full pipe may cut short without a word.
+    """
+    raw = getattr(stream, "buffer", None)
+    if not isinstance(raw, io.RawIOBase):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=stream.encoding, line_buffering=stream.isatty()
+    )
 
 
 def _open_null(mode: str) -> TextIO:

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sdtool.host.eventlog import EventLog, names_of, now_us
 from sdtool.host.members import Members
+from sdtool.host.record import UnitRecord
 from sdtool.model.kernel import TaskEnded
 from sdtool.model.process import ProcessId
-from sdtool.model.stop import Event, EventKind, EventSource, ExitStatus
+from sdtool.model.stop import Event, EventKind, EventSource, Evidence, ExitStatus
 from sdtool.sources.pidfds import REAP_WAIT_US
 
-RECORD_WAIT_US = 20_000
-"""How long what others tell is kept back for the moment that the record has of it."""
+MISSED_WAIT_US = 20_000
+"""How long an end that a walk has missed is kept back for who knows more of it."""
+
+LATEST_US = 1_000_000
+"""How long what others tell is kept back at most, where a storm of events is read."""
 
 NOT_TOLD = "its wait status was not told"
 
@@ -49,21 +54,23 @@ class _End:
 class Ends:
     """The ends of the processes of one unit.
 
-    Attributes:
-        has_record: The kernel's record tells of ends, and has the best word on when they were.
+    Args:
+        record: The kernel's: where it tells of ends it has the best word on when they were.
         has_pidfds: They are watched by pidfds.
     """
 
-    def __init__(self, log: EventLog, members: Members, *, has_pidfds: bool = True) -> None:
+    def __init__(
+        self, log: EventLog, members: Members, record: UnitRecord, *, has_pidfds: bool = True
+    ) -> None:
         self._log = log
         self._members = members
+        self._record = record
+        self._has_pidfds = has_pidfds
         self._ends: dict[ProcessId, _End] = {}
         # Of thousands few are waited for at a time.
         self._open: dict[ProcessId, _End] = {}
-        # Ends that the manager dates: when a pidfd saw each, and when the manager had waited.
+        # What the manager says of when an end was that pidfds have seen too, by their order.
         self._dated: list[tuple[int, int]] = []
-        self.has_record = False
-        self.has_pidfds = has_pidfds
 
     @property
     def is_settled(self) -> bool:
@@ -75,6 +82,9 @@ class Ends:
         process = self._members.find_ended(event.pid, event.at_us)
         end = self._find(process.id)
         end.told = end.told or event
+        if end.event is not None and end.told is event:
+            # It came late, and has the better word all the same.
+            self._exchange(end, source=event.source, at_us=event.at_us)
         self._note_status(process.id, end, event.status, event.source)
 
     def take_seen(self, events: Iterable[Event]) -> None:
@@ -84,6 +94,7 @@ class Ends:
                 continue
             end = self._find(event.process)
             end.seen = end.seen or event
+            self._members.look_again(event.process.pid)
             self._date(event.process, end)
             self._note_status(event.process, end, event.exit, event.source)
         self.settle()
@@ -92,31 +103,45 @@ class Ends:
         """Give an end that a pidfd saw no later a time than what the manager says allows.
 
         On a busy machine a pidfd is looked at late, and the manager has waited for its child by
-        then. What its time passes was before as well: pidfds have the order of the ends, but for
-        those that were watched too late.
+        then. Those that were seen before that one had ended before as well: pidfds have the order
+        of the ends, but for who was watched too late to be in it.
         """
         seen, waited = end.seen, end.waited
         if seen is not None and waited is not None and waited < seen.at_us:
-            self._shift(end, seen.at_us, waited)
             process = self._members.get(identity)
             if process is not None and (process.seen_us or 0) < waited:
                 self._dated.append((seen.at_us, waited))
                 for other in self._ends.values():
-                    self._shift(other, seen.at_us, waited)
-        for seen_us, was_us in self._dated:
-            self._shift(end, seen_us, was_us)
+                    self._redate(other)
+        self._redate(end)
 
-    def _shift(self, end: _End, seen_us: int, was_us: int) -> None:
-        """Move an end that was seen before one, by which that was seen too late."""
-        seen = end.seen
-        if seen is None or not was_us < seen.at_us <= seen_us:
+    def _redate(self, end: _End) -> None:
+        """Have the latest moment that is possible in the event of an end, where it was made."""
+        if end.seen is None or end.event is None or end.event.source is not end.seen.source:
             return
-        at_us = was_us - (seen_us - seen.at_us)
-        end.seen = replace(seen, at_us=at_us, at_max_us=None if seen.at_max_us is None else at_us)
-        if end.event is not None and end.event.source is seen.source:
-            moved = replace(end.event, at_us=at_us, at_max_us=end.seen.at_max_us)
+        better = self._place(end, end.seen)
+        if better.at_us < end.event.at_us:
+            moved = replace(end.event, at_us=better.at_us, at_max_us=better.at_max_us)
             self._log.exchange(end.event, moved)
             end.event = moved
+
+    def _exchange(self, end: _End, **better: Any) -> None:
+        """Have a better word on an end that is in the log: it was seen, at its moment."""
+        if end.event is None:
+            return
+        seen = {"at_min_us": None, "at_max_us": None, "evidence": Evidence.OBSERVED}
+        moved = replace(end.event, **{**seen, **better})
+        self._log.exchange(end.event, moved)
+        end.event = moved
+
+    def _place(self, end: _End, seen: Event) -> Event:
+        """What a pidfd saw, at the latest moment that it can have been."""
+        before = [waited - 1 for seen_us, waited in self._dated if seen.at_us < seen_us]
+        at_us = min([seen.at_us, *before, *([end.waited] if end.waited is not None else ())])
+        if at_us == seen.at_us:
+            return seen
+        # No look had found it before: it was not before that either.
+        return replace(seen, at_us=at_us, at_max_us=None if seen.at_max_us is None else at_us)
 
     def take_waited(
         self, pid: int, at_us: int, status: ExitStatus, *, is_last: bool = False
@@ -124,14 +149,14 @@ class Ends:
         """Take what the manager says of a process that it has waited for.
 
         Args:
-            is_last: Nobody has more to say of it.
+            is_last: Only the kernel's record may have more to say of it.
         """
         identity = self._members.find_ended(pid, at_us).id
         end = self._find(identity)
         end.waited = end.waited or at_us
         self._date(identity, end)
         self._note_status(identity, end, status, EventSource.DBUS)
-        if is_last and identity in self._open:
+        if is_last and identity in self._open and not self._record.tells:
             self._close(identity)
         self.settle()
 
@@ -155,27 +180,52 @@ class Ends:
         if status is None or end.status is not None:
             return
         end.status = status
-        if identity not in self._open:
+        inferred = end.event is not None and end.event.evidence is Evidence.INFERRED
+        if inferred and end.waited is not None:
+            self._exchange(end, source=source, at_us=end.waited, exit=status, text=None)
+        elif identity not in self._open:
             at_us = end.waited if source is EventSource.DBUS else None
             process = self._members.get(identity)
             self._log.note(EventKind.PROCESS_REAPED, source, process, at_us=at_us, exit=status)
         elif end.told is not None:
             self._members.release(identity)
 
+    def finish(self) -> None:
+        """Make the events of all: nobody has more to say."""
+        for identity in tuple(self._open):
+            self._close(identity)
+
     def settle(self) -> None:
         """Make the events of which all is known, or that have waited long enough."""
         now = now_us()
         for identity, end in tuple(self._open.items()):
+            if self._is_awaited(end):
+                continue
             if now - end.heard_us > self._patience_us(end):
                 self._close(identity)
+
+    def _is_awaited(self, end: _End) -> bool:
+        """Whether the record may still tell of it: it has not come to when it was heard of."""
+        if end.told is not None or not self._record.tells:
+            return False
+        late = now_us() - end.heard_us > LATEST_US
+        return self._record.known_us < end.heard_us and not late
 
     def _patience_us(self, end: _End) -> int:
         """How long to wait for what a better teller may still say; less than 0 for not at all."""
         if end.told is not None:
             return REAP_WAIT_US if end.status is None else -1
-        if self.has_record or (end.seen is None and end.waited is None):
-            return RECORD_WAIT_US
-        return REAP_WAIT_US if end.seen is None and self.has_pidfds else -1
+        if self._record.tells:
+            return REAP_WAIT_US if end.status is None else -1
+        if end.seen is None and end.waited is None:
+            return MISSED_WAIT_US
+        return REAP_WAIT_US if end.seen is None and self._has_pidfds else -1
+
+    def _best(self, end: _End) -> Event | None:
+        """What was seen of an end; the manager knows more than what a walk has missed."""
+        if end.seen is not None:
+            return self._place(end, end.seen)
+        return end.missed if end.waited is None else None
 
     def _close(self, identity: ProcessId) -> None:
         """Make the event of an end."""
@@ -183,7 +233,7 @@ class Ends:
         process = self._members.get(identity)
         if end.told is not None:
             source, at_us = end.told.source, end.told.at_us
-        elif better := end.seen or (end.missed if end.waited is None else None):
+        elif better := self._best(end):
             why = better.text if end.status is None else None
             who = {} if process is None else names_of(process)
             end.event = replace(better, **who, exit=end.status, text=why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sdtool.model.stop import Event, EventKind, EventSource, WatchedProcess
@@ -81,6 +81,14 @@ class EventLog:
         place = self._places.pop(id(event))
         self._places[id(better)] = place
         self._events[place] = better
+
+    def drop(self, events: Iterable[Event]) -> None:
+        """Forget events; one may have taken them."""
+        gone = {id(event) for event in events}
+        held = {id(self._events[place]) for place in self._held}
+        self._events = [event for event in self._events if id(event) not in gone]
+        self._places = {id(event): place for place, event in enumerate(self._events)}
+        self._held = [p for p, event in enumerate(self._events) if id(event) in held]
 
     def take(self, until_us: int) -> list[Event]:
         """What happened until then and was not taken yet."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from sdtool.analysis.phases import SIGKILL
 from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog
 from sdtool.host.members import Members
+from sdtool.host.record import UnitRecord
 from sdtool.model.kernel import (
     KernelEvent,
     ListenerClosed,
@@ -23,18 +23,12 @@ from sdtool.model.process import ProcessId
 from sdtool.model.stop import EventKind, SignalResult, WatchedProcess
 from sdtool.sources import processes
 
-COMM_LENGTH = 15
-"""The bytes of a process's name: TASK_COMM_LEN of the kernel, without the final zero."""
-
 
 class Lives:
     """Hears what happened to the processes of a unit, and puts it into its log.
 
     Args:
         close_port: Called with a listener that is closed.
-
-    Attributes:
-        manager: Its process; None when that is not known.
     """
 
     def __init__(
@@ -42,21 +36,22 @@ class Lives:
         log: EventLog,
         members: Members,
         ends: Ends,
+        record: UnitRecord,
         close_port: Callable[[ListenerClosed], None],
     ) -> None:
         self._log = log
         self._members = members
         self._ends = ends
+        self._record = record
         self._close_port = close_port
         self._killed: set[ProcessId] = set()
         self._senders: dict[int, tuple[int, str | None]] = {}
-        self.manager: int | None = None
 
     def take(self, event: KernelEvent) -> None:
         """Take one event; they come in the order of their time."""
         if isinstance(event, TaskBorn):
             self._senders.pop(event.pid, None)
-            by_manager = event.maker == self.manager
+            by_manager = event.maker == self._record.manager
             self._members.meet_born(event, by_manager=by_manager)
         elif isinstance(event, TaskMoved):
             self._members.meet_moved(event)
@@ -124,5 +119,4 @@ def _comm_of(event: TaskExecuted, process: WatchedProcess) -> str | None:
     facts = processes.read_process(event.pid)
     if facts is not None and facts.id == process.id:
         return facts.comm
-    name = os.fsencode((event.path or "").rpartition("/")[2])[:COMM_LENGTH]
-    return os.fsdecode(name) or None
+    return processes.name_after_exec(event.path) if event.path else None

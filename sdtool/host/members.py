@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from sdtool.analysis.events import had_pid_at
 from sdtool.analysis.signals import predict
 from sdtool.host.eventlog import EventLog, names_of, now_us
+from sdtool.host.record import UnitRecord
 from sdtool.model.kernel import TaskBorn, TaskMoved
 from sdtool.model.process import Disposition, ProcessFacts, ProcessId, Role
 from sdtool.model.stop import (
@@ -45,19 +46,13 @@ birth where the record tells that."""
 STOCK_WALKS = 8
 """So often the cgroup is walked at most before the stop."""
 
-Adopt = Callable[[int, frozenset[int]], None]
-"""Called with the pid and the tasks of a process that was found."""
-
 
 class Members:
     """Every process that was seen in the unit, each once, with its role.
 
     Args:
         pidfds: Watches their exits; None when that is switched off.
-
-    Attributes:
-        adopt: Tells the kernel's record whom to tell of; None where there is no record.
-        leave: Tells it of whom no more.
+        record: The kernel's, which is told whom to tell of.
     """
 
     def __init__(
@@ -66,11 +61,13 @@ class Members:
         details: UnitDetails,
         log: EventLog,
         pidfds: PidfdObserver | None,
+        record: UnitRecord,
     ) -> None:
         self._mount = mount
         self._details = details
         self._log = log
         self._pidfds = pidfds
+        self._record = record
         # What has no kill policy (a slice) has no processes of its own: its units have.
         self._group = details.unit.control_group if details.policy else None
         self._known: dict[ProcessId, WatchedProcess] = {}
@@ -81,15 +78,14 @@ class Members:
         self._held = frozenset(pid for pid in held if pid is not None)
         self._unwatched: set[ProcessId] = set()
         self._untold: dict[ProcessId, int] = {}
-        self._told_control: set[int] = set()
+        self._control_events: dict[int, list[Event]] = {}
         self._leftovers: set[ProcessId] = set()
+        self._births: set[ProcessId] = set()
         self._programs: dict[ProcessId, str] = {}
         self._frozen: frozenset[str] = frozenset()
         self._missed: list[Event] = []
         self._closed = False
         self._walked_us = now_us()
-        self.adopt: Adopt | None = None
-        self.leave: Callable[[int], None] | None = None
 
     @property
     def known(self) -> tuple[WatchedProcess, ...]:
@@ -168,6 +164,10 @@ class Members:
         outside = self._held - inside
         return inside | {pid for pid in outside if processes.read_process(pid) is not None}
 
+    def look_again(self, pid: int) -> None:
+        """Who had this pid has ended: the next walk can find another one that has it."""
+        self._looked_at -= {pid}
+
     def _look_after(self, pid: int) -> None:
         """Whether who is in the cgroup no more runs elsewhere; most have ended."""
         facts = processes.read_process(pid)
@@ -204,12 +204,11 @@ class Members:
             self._untold[facts.id] = now_us()
         prediction = BORN_LATE if born_now else self._predict(facts)
         self._know(facts.id, facts.comm, role, seen_us, prediction)
-        if self.adopt is None:
-            return
-        tasks = frozenset(processes.read_tasks(facts.id.pid))
-        # The first one has ended where it is a zombie: the process is what the others are.
-        ended = {facts.id.pid} if facts.state in "ZX" else set()
-        self.adopt(facts.id.pid, tasks - ended)
+        if self._record.tells:
+            tasks = frozenset(processes.read_tasks(facts.id.pid))
+            # The first one has ended where it is a zombie: the process is what the others are.
+            ended = {facts.id.pid} if facts.state in "ZX" else set()
+            self._record.adopt(facts.id.pid, tasks - ended)
 
     def _know(
         self,
@@ -249,8 +248,9 @@ class Members:
         A moment after it was made a process runs its own program, and has its name.
         """
         now = now_us()
+        known_us = self._record.known_us if self._record.tells else now
         for identity, found_us in tuple(self._untold.items()):
-            if now - found_us > ADOPT_WAIT_US:
+            if now - found_us > ADOPT_WAIT_US and known_us > found_us:
                 del self._untold[identity]
                 self._read_name(self._known[identity])
                 self._note_birth(identity, EventSource.CGROUP)
@@ -309,9 +309,11 @@ class Members:
         else:
             identity, comm = facts.id, facts.comm
         known = self._recognize(identity)
-        if known is not None:
+        if known is not None and (known.id == identity or known.id not in self._births):
+            self._births.add(known.id)
             self._note_time_of_birth(known, event)
             return
+        self._births.add(identity)
         role = Role.CONTROL if by_manager else self._role_of(event.pid)
         if facts is not None and facts.id == identity and self._pidfds is not None:
             self._pidfds.watch(identity, comm, role)
@@ -343,14 +345,13 @@ class Members:
         """
         if process.pid in self._held or process.role is not Role.OTHER:
             self._held |= {process.pid}
-            if self.adopt is not None:
-                self.adopt(process.pid, frozenset(processes.read_tasks(process.pid)))
+            if self._record.tells:
+                self._record.adopt(process.pid, processes.read_tasks(process.pid))
             return
         self._remember(replace(process, has_left=True))
         self._unwatched.discard(process.id)
         self.release(process.id)
-        if self.leave is not None:
-            self.leave(process.pid)
+        self._record.leave(process.pid)
 
     def rename(self, process: WatchedProcess, comm: str | None, path: str | None) -> None:
         """It runs another program."""
@@ -403,8 +404,8 @@ class Members:
 
     def _find_recorded(self, pid: int) -> WatchedProcess | None:
         """A process that the manager tells of; one that is gone already the record may have."""
-        if self.adopt is not None and pid not in self._by_pid:
-            self.adopt(pid, frozenset())
+        if pid not in self._by_pid:
+            self._record.adopt(pid, ())
         return self.find(pid)
 
     def meet_command(self, command: StopCommand) -> None:
@@ -413,27 +414,40 @@ class Members:
         if pid is None or started_us is None:
             return
         path = command.argv[0] if command.argv else None
-        comm = path.rpartition("/")[2] if path else NO_NAME
+        comm = processes.name_after_exec(path) if path else NO_NAME
         process = self._find_recorded(pid)
         if process is None:
             identity = ProcessId(pid=pid, start_ticks=_ticks_at(started_us))
             process = self._know(identity, comm, Role.CONTROL, started_us)
-        elif process.comm == NO_NAME:
+        elif path and _is_name_before_exec(process.comm):
             process = replace(process, comm=comm)
             self._remember(process)
-        if pid not in self._told_control:
-            self._note_control(EventKind.CONTROL_START, pid, started_us, path)
+        if pid not in self._control_events:
+            self._note_control(EventKind.CONTROL_START, pid, started_us)
+        path = self._programs.get(process.id, path)
+        times = {EventKind.CONTROL_START: started_us, EventKind.CONTROL_EXIT: command.ended_us}
+        self._control_events[pid] = [
+            self._complete(event, process, times[event.kind], path)
+            for event in self._control_events[pid]
+        ]
 
-    def _note_control(
-        self, kind: EventKind, pid: int, at_us: int, path: str | None = None
-    ) -> None:
+    def _complete(
+        self, event: Event, process: WatchedProcess, at_us: int | None, path: str | None
+    ) -> Event:
+        """Say whose the manager's word was, and when by its own clock: it was heard later."""
+        text = path if event.kind is EventKind.CONTROL_START else event.text
+        better = replace(event, **names_of(process), at_us=at_us or event.at_us, text=text)
+        self._log.exchange(event, better)
+        return better
+
+    def _note_control(self, kind: EventKind, pid: int, at_us: int) -> None:
         """Take note of the manager's word on a command, which nobody else may have told yet."""
-        self._told_control.add(pid)
         process = self.find(pid)
-        if process is not None and kind is EventKind.CONTROL_START:
-            path = self._programs.get(process.id, path)
+        starts = process is not None and kind is EventKind.CONTROL_START
+        path = self._programs.get(process.id) if process is not None and starts else None
         whom = {"pid": pid, "role": Role.CONTROL} if process is None else names_of(process)
-        self._log.note(kind, EventSource.DBUS, at_us=at_us, **whom, text=path)
+        event = self._log.note(kind, EventSource.DBUS, at_us=at_us, **whom, text=path)
+        self._control_events.setdefault(pid, []).append(event)
 
     # Who is there ----------------------------------------------------------------------------
 
@@ -471,6 +485,11 @@ class Members:
 
     def _is_path_inside(self, path: str) -> bool:
         return f"{path}/".startswith(f"{self._group}/")
+
+
+def _is_name_before_exec(comm: str) -> bool:
+    """Whether a child of the manager has its own program's name not yet, as it was last seen."""
+    return comm in (NO_NAME, "systemd", "systemd-executo") or comm.startswith("(")
 
 
 def _ticks_at(at_us: int) -> int:

@@ -90,10 +90,12 @@ class KernelRecord:
 
     Attributes:
         manager: The process of the manager; None while that is not known.
+        known_us: What happened until then has been handed out.
     """
 
     def __init__(self, wanted: frozenset[str] | None) -> None:
         self.manager: int | None = None
+        self.known_us = 0
         self._wanted = wanted
         self._recorders: dict[EventSource, Recorder] = {}
         self._reasons: dict[EventSource, str] = {}
@@ -228,6 +230,12 @@ class KernelRecord:
         )
 
     @property
+    def sees_signals(self) -> bool:
+        """Whether all signals that were sent so far are, or will be, handed out."""
+        self._ready()
+        return EventSource.TRACEFS in self._recorders and not self._lost[EventSource.TRACEFS]
+
+    @property
     def sources(self) -> frozenset[EventSource]:
         """Those that work."""
         self._ready()
@@ -281,6 +289,7 @@ class KernelRecord:
         for event in ready:
             self._hand_out(lineage.feed(event))
         self._find_strays(lineage)
+        self.known_us = known_us - hold_us
 
     def _hand_out(self, routed: Iterable[Routed]) -> None:
         for name, event in routed:
@@ -335,6 +344,42 @@ class KernelRecord:
         recorders, self._recorders = self._recorders, {}
         for recorder in recorders.values():
             _start(partial(_let_go, recorder))
+
+
+class UnitRecord:
+    """The record as it is for one unit; it can work at one moment and not at the next."""
+
+    def __init__(self, record: KernelRecord, unit: str) -> None:
+        self._record = record
+        self._unit = unit
+
+    @property
+    def tells(self) -> bool:
+        """Whether it tells of births and ends, and has the best word on when they were."""
+        return bool(self._record.sources)
+
+    @property
+    def sees_signals(self) -> bool:
+        """Whether those that are sent are told: none has to be concluded."""
+        return self._record.sees_signals
+
+    @property
+    def known_us(self) -> int:
+        """What happened until then has been told."""
+        return self._record.known_us
+
+    @property
+    def manager(self) -> int | None:
+        """The process of the manager; None while that is not known."""
+        return self._record.manager
+
+    def adopt(self, pid: int, tasks: Collection[int]) -> None:
+        """Have the unit told of a process that was found in it, by its tasks."""
+        self._record.adopt(self._unit, pid, tasks)
+
+    def leave(self, pid: int) -> None:
+        """Have it told no more of a process."""
+        self._record.leave(pid)
 
 
 def _start(work: Callable[[], None]) -> threading.Thread | None:

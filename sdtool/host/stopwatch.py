@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Sequence
-from functools import partial
 
 from sdtool.analysis import timeline
 from sdtool.analysis.events import exits_by_process
@@ -21,7 +20,7 @@ from sdtool.host.lastword import LastWord
 from sdtool.host.lives import Lives
 from sdtool.host.members import Members
 from sdtool.host.observers import JournalObserver, Observers
-from sdtool.host.record import KernelRecord
+from sdtool.host.record import KernelRecord, UnitRecord
 from sdtool.host.session import Session
 from sdtool.host.told import State, Told
 from sdtool.model.kernel import KernelEvent, ListenerClosed
@@ -91,11 +90,12 @@ class StopWatch:
         self._observers = Observers(unit.name, session, wanted)
         self._journal = JournalObserver(session, wanted)
         pidfds = self._observers.pidfds
-        self._members = Members(session.mount, details, self._log, pidfds)
-        self._ends = Ends(self._log, self._members, has_pidfds=pidfds is not None)
-        self.told = Told(details, self._log, self._members, self._ends)
         self._record = record
-        self._lives = Lives(self._log, self._members, self._ends, self._close_port)
+        own = self._own_record = UnitRecord(record, unit.name)
+        self._members = Members(session.mount, details, self._log, pidfds, own)
+        self._ends = Ends(self._log, self._members, own, has_pidfds=pidfds is not None)
+        self.told = Told(details, self._log, self._members, self._ends, own)
+        self._lives = Lives(self._log, self._members, self._ends, own, self._close_port)
         self._crash: BaseException | None = None
         self._is_held = False
         self._survivors: tuple[WatchedProcess, ...] = ()
@@ -124,12 +124,6 @@ class StopWatch:
         The kernel's record goes by then.
         """
         self._observers.arm(self._details.unit.control_group, self._listeners)
-        if self._record.sources:
-            self._ends.has_record = True
-            self._lives.manager = self._record.manager
-            self.told.sees_signals = EventSource.TRACEFS in self._record.sources
-            self._members.adopt = partial(self._record.adopt, self.name)
-            self._members.leave = self._record.leave
         self._members.take_stock()
         for state in self._observer_states():
             text = f"{state.name}: {state.reason}"
@@ -180,7 +174,7 @@ class StopWatch:
 
     def filenos(self) -> list[int]:
         """The descriptors of the observers; where the record tells of ends, not of all."""
-        return self._observers.filenos(with_pidfds=not self._ends.has_record)
+        return self._observers.filenos(with_pidfds=not self._own_record.tells)
 
     @property
     def control_group(self) -> str | None:
@@ -202,9 +196,6 @@ class StopWatch:
 
     def take_loss(self, source: EventSource, since_us: int, until_us: int, text: str) -> None:
         """Take note that the record lacks something."""
-        if source is EventSource.TRACEFS:
-            self.told.sees_signals = False
-        self._ends.has_record = bool(self._record.sources)
         self._log.note(
             EventKind.GAP,
             source,
@@ -246,7 +237,7 @@ class StopWatch:
         self.read_observers()
         if self.told.begun and not self.told.over.is_set():
             # The record tells who is born: then it is enough to look now and then.
-            self._members.rescan(after_us=SELDOM_US if self._ends.has_record else 0)
+            self._members.rescan(after_us=SELDOM_US if self._own_record.tells else 0)
 
     def take_events(self, until_us: int) -> list[Event]:
         """What happened until then, with what can be concluded from it."""
@@ -342,7 +333,8 @@ class StopWatch:
         await self._look_around()
         self._record.finish()
         self.read_observers()
-        self.told.infer_phases(now_us())
+        self._ends.finish()
+        self.told.conclude()
         await self._consult_journal()
         self.finished = True
 

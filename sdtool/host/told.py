@@ -6,6 +6,7 @@ The manager itself is not known here: its words come in, and events and a state 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sdtool.analysis.phases import ENDED
 from sdtool.host.ends import Ends
 from sdtool.host.eventlog import HOLD_BACK_US, EventLog, now_us
 from sdtool.host.members import Members
+from sdtool.host.record import UnitRecord
 from sdtool.model.manager import JobChange, MainExit, ManagerGap, UnitChange
 from sdtool.model.stop import Event, EventKind, EventSource, Evidence, StopPolicy
 from sdtool.model.unit import Unit, UnitDetails
@@ -32,6 +34,7 @@ class Told:
         details: The unit before the stop.
         members: Its processes: what the manager says of them is handed on.
         ends: Their ends: what the manager says of its main process is handed on.
+        record: The kernel's: where that has the signals none has to be concluded.
 
     Attributes:
         policy: How the unit is stopped; a reload can change it.
@@ -49,7 +52,6 @@ class Told:
         requested_us: When the stop was asked for.
         ended_us: When it was over.
         over: Set when the job is over, or the watch was given up.
-        sees_signals: Those that are sent are in the log: none has to be concluded.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Told:
         log: EventLog,
         members: Members,
         ends: Ends,
+        record: UnitRecord,
     ) -> None:
         unit = details.unit
         self._details = details
         self._log = log
         self._members = members
         self._ends = ends
+        self._record = record
         self.policy = details.policy
         self.active_state, self.sub_state = unit.active_state, unit.sub_state
         self.state_us = 0
@@ -78,10 +82,11 @@ class Told:
         self.started_us: int | None = None
         self.requested_us = self.ended_us = now_us()
         self.over = asyncio.Event()
-        self.sees_signals = False
         self._control_pid = self._next_control = details.control_pid
         self._main_exit: MainExit | None = None
-        self._new_phases: list[Event] = []
+        self._phases: list[tuple[Event, StopPolicy | None]] = []
+        self._concluded_phases = 0
+        self._conclusions: list[Event] = []
         self._ended_jobs: dict[str, tuple[JobChange, ManagerGap | None]] = {}
         self._awaits_job = False
         self._answered_us: int | None = None
@@ -235,7 +240,7 @@ class Told:
         )
         if self.begun:
             self._begin_with_state(at_us)
-            self._new_phases.append(state)
+            self._phases.append((state, self.policy))
             if self.active_state in ENDED:
                 self.ended_us = at_us
             elif self.active_state != "deactivating":
@@ -251,20 +256,49 @@ class Told:
 
     def infer_phases(self, until_us: int) -> None:
         """Conclude what the manager did in each new phase, once its first exits are known."""
-        ready = [state for state in self._new_phases if state.at_us <= until_us]
-        self._new_phases = [state for state in self._new_phases if state.at_us > until_us]
-        if self.policy is None:
-            return
-        for state in ready:
-            concluded = timeline.infer_phase(
-                self.policy,
-                state,
-                self._members.known,
-                self._log.events,
-                self.requested_us,
-                sees_signals=self.sees_signals,
-            )
+        for state, policy in self._phases[self._concluded_phases :]:
+            if state.at_us > until_us:
+                break
+            self._concluded_phases += 1
+            concluded = self._infer(state, policy, self._log.events)
+            self._conclusions += concluded
             self._log.add(*concluded)
+
+    def conclude(self) -> None:
+        """Conclude it anew from all that there is: some ends are known, or dated, only by now.
+
+        What was concluded before and is not so gives way; who has taken it is told no other.
+        """
+        before = {id(event): event for event in self._conclusions}
+        events = [event for event in self._log.events if id(event) not in before]
+        anew: list[Event] = []
+        for state, policy in self._phases:
+            anew += self._infer(state, policy, [*events, *anew])
+        self._concluded_phases = len(self._phases)
+        old: dict[object, list[Event]] = {}
+        for event in self._conclusions:
+            old.setdefault(_subject(event), []).append(event)
+        for event in anew:
+            if same := old.get(_subject(event)):
+                self._log.exchange(same.pop(0), event)
+            else:
+                self._log.add(event)
+        self._log.drop([event for rest in old.values() for event in rest])
+        self._conclusions = anew
+
+    def _infer(
+        self, state: Event, policy: StopPolicy | None, events: Sequence[Event]
+    ) -> tuple[Event, ...]:
+        if policy is None:
+            return ()
+        return timeline.infer_phase(
+            policy,
+            state,
+            self._members.known,
+            events,
+            self.requested_us,
+            sees_signals=self._record.sees_signals,
+        )
 
     def _on_job(self, change: JobChange, gap: ManagerGap | None) -> None:
         if not self.begun:
@@ -427,3 +461,8 @@ class Told:
         if active != "inactive" or self.active_state not in ENDED:
             # A unit that failed and was forgotten reads as inactive: the signal's word stays.
             self.active_state, self.sub_state = active, sub
+
+
+def _subject(event: Event) -> object:
+    """What an event concludes of whom, whenever that was."""
+    return event.kind, event.process, event.signal, event.sub_state

@@ -29,7 +29,7 @@ PIDFD_GET_INFO = (3 << 30) | (INFO.size << 16) | (0xFF << 8) | 11
 REAP_WAIT_US = 30_000
 """How long an exit is kept back for its wait status, which only the reaping makes readable."""
 
-LATE_US = 100_000
+LATE_US = 50_000
 """After so long a time without a look an exit has bounds: it was seen, but not when it was."""
 
 SPARE_DESCRIPTORS = 64
@@ -175,14 +175,14 @@ class PidfdObserver:
         An exit comes with its wait status when it is reaped soon, else without it, and the
         status comes with the reap. Those of one call are a microsecond apart, in their order.
         """
+        ready = self._epoll.poll(0, max(len(self._watched), 1))
+        # Not before the look: somebody can end, and we stand still, between the two.
         last_us, now = self._read_us, time.monotonic_ns() // 1000
         self._read_us = now
         is_late = 0 < last_us < now - LATE_US
         events: list[Event] = []
         # epoll(7) queues what becomes ready: who was killed because another had ended comes later.
-        for at_us, (pidfd, mask) in enumerate(
-            self._epoll.poll(0, max(len(self._watched), 1)), now
-        ):
+        for at_us, (pidfd, mask) in enumerate(ready, now - len(ready) + 1):
             if mask & select.EPOLLIN:
                 # An exit that is not reaped stays readable for ever: wait for POLLHUP alone.
                 self._epoll.modify(pidfd, 0)

@@ -28,6 +28,9 @@ SIGTIMEDWAIT = {
     "s390x": b"177",
 }
 
+COMM_LENGTH = 15
+"""The bytes of a process's name: TASK_COMM_LEN of the kernel, without the final zero."""
+
 CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
 
@@ -119,6 +122,11 @@ def _unread_reason(state: str, user: str | None) -> str | None:
     if user is not None:
         return None
     return "it has ended already" if state in "ZX" else UNREADABLE
+
+
+def name_after_exec(path: str) -> str:
+    """What the kernel calls a process that runs a program, until it calls itself otherwise."""
+    return os.fsdecode(os.fsencode(path.rpartition("/")[2])[:COMM_LENGTH])
 
 
 def read_identity(pid: int) -> ProcessId | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdtool.host.ends import NOT_TOLD, RECORD_WAIT_US, Ends
+from sdtool.host.ends import MISSED_WAIT_US, NOT_TOLD, Ends
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.members import Members
 from sdtool.model.process import Role
@@ -25,9 +26,20 @@ PID = 1 << 22
 LATE = "its parent has not reaped it yet"
 
 
+@dataclass
+class Told:
+    """What the kernel's record is like."""
+
+    tells: bool = True
+    known_us: int = 0
+
+    def adopt(self, pid: int, tasks: Collection[int]) -> None:
+        """Nobody is born here but whom a test has told of."""
+
+
 def born(log: EventLog, at_us: int = T0) -> Members:
     """The processes of a unit in which one was born."""
-    members = Members(NOWHERE, details(), log, None)
+    members = Members(NOWHERE, details(), log, None, Told())
     members.meet_born(task_born(at_us, PID, 1, comm="web"), by_manager=True)
     return members
 
@@ -39,9 +51,8 @@ WHO = {"pid": PID, "start_ticks": WEB.start_ticks}
 def ends(*, has_record: bool = True, has_pidfds: bool = True) -> tuple[Ends, EventLog]:
     """The ends of a unit that has one process, and the log that they come into."""
     log = EventLog(UNIT)
-    one = Ends(log, born(EventLog(UNIT)), has_pidfds=has_pidfds)
-    one.has_record = has_record
-    return one, log
+    record = Told(tells=has_record)
+    return Ends(log, born(EventLog(UNIT)), record, has_pidfds=has_pidfds), log
 
 
 def seen(
@@ -101,14 +112,26 @@ def test_status_comes_from_a_pidfd_before_the_record_tells_the_end() -> None:
 
 
 def test_end_that_only_a_pidfd_tells_is_its() -> None:
-    """With its time and its status, after a while in which the record could have told it."""
-    one, log = ends()
+    """With its time and its status, once the record has come to that moment without a word."""
+    record, log = Told(), EventLog(UNIT)
+    one = Ends(log, born(EventLog(UNIT)), record)
     one.take_seen([seen(T0 + 9, KILLED)])
-    wait(one, RECORD_WAIT_US)
-    assert ((exited(T0 + 9, KILLED, source=PIDFD),), True) == (log.events, one.is_settled)
-    one.take_told(task_ended(T0 + 5, PID))
     one.settle()
-    assert 1 == len(log.events)
+    assert ((), False) == (log.events, one.is_settled)
+    record.known_us = now_us()
+    one.settle()
+    assert ((exited(T0 + 9, KILLED, source=PIDFD),), True) == (log.events, one.is_settled)
+
+
+def test_record_that_comes_late_has_the_better_word() -> None:
+    """The event that was made without it is its own then."""
+    one, log = ends()
+    one.take_seen([seen(T0 + 9, KILLED, at_min_us=T0, at_max_us=T0 + 9)])
+    one.finish()
+    assert T0 + 9 == log.events[0].at_us
+    one.take_told(task_ended(T0 + 5, PID))
+    one.take_told(task_ended(T0 + 6, PID, DONE, PROCEVENTS))
+    assert (exited(T0 + 5, KILLED),) == log.events
 
 
 def test_status_that_comes_while_the_record_is_waited_for_is_in_the_event() -> None:
@@ -116,7 +139,8 @@ def test_status_that_comes_while_the_record_is_waited_for_is_in_the_event() -> N
     one, log = ends()
     one.take_seen([seen(T0 + 9, None)])
     one.take_seen([seen(T0 + 10, KILLED, EventKind.PROCESS_REAPED)])
-    wait(one, RECORD_WAIT_US)
+    assert () == log.events
+    one.finish()
     assert (exited(T0 + 9, KILLED, source=PIDFD),) == log.events
 
 
@@ -148,8 +172,7 @@ def test_pid_comes_again() -> None:
     """Each end is that of who had the pid then, whatever comes late."""
     log, later_us = EventLog(UNIT), T0 + 10_000_000
     members = born(EventLog(UNIT))
-    one = Ends(log, members)
-    one.has_record = True
+    one = Ends(log, members, Told())
     members.meet_born(task_born(later_us, PID, 1, comm="job"), by_manager=False)
     (first, second) = members.known
     one.take_told(task_ended(T0 + 5, PID))
@@ -164,8 +187,7 @@ def test_pid_comes_again() -> None:
 def test_process_that_nobody_has_seen_is_of_the_unit() -> None:
     """It was gone before anybody could look at it, and its end was told."""
     log, members = EventLog(UNIT), born(EventLog(UNIT))
-    one = Ends(log, members)
-    one.has_record = True
+    one = Ends(log, members, Told())
     one.take_told(task_ended(T0 + 5, PID))
     one.take_told(task_ended(T0 + 6, PID + 1, DONE))
     one.settle()
@@ -243,11 +265,31 @@ def test_end_that_was_told_already_moves_before_one_that_the_manager_dates() -> 
     assert list(log.events) == log.take(T0 + 100)
 
 
+def test_each_of_several_that_the_manager_dates_has_its_own_moment() -> None:
+    """What one is moved by moves no other one further."""
+    for late in (False, True):
+        log, members = EventLog(UNIT), born(EventLog(UNIT))
+        members.meet_born(task_born(T0 + 1, PID + 1, 1, comm="job"), by_manager=True)
+        one = Ends(log, members, Told(tells=False))
+        first, second = members.known
+        looks = [
+            seen(T0 + 200, DONE, pid=first.pid, start_ticks=first.start_ticks),
+            seen(T0 + 201, DONE, pid=second.pid, start_ticks=second.start_ticks),
+        ]
+        if late:
+            one.take_seen(looks)
+        one.take_waited(second.pid, T0 + 150, DONE)
+        one.take_waited(first.pid, T0 + 100, DONE)
+        if not late:
+            one.take_seen(looks)
+        assert [100, 150] == sorted(event.at_us - T0 for event in log.events)
+
+
 def test_one_that_was_found_when_it_had_ended_says_nothing_of_the_others() -> None:
     """Its pidfd was readable at once: that others were so before says nothing of their time."""
     log, members = EventLog(UNIT), born(EventLog(UNIT), T0 + 150)
     (late,) = members.known
-    one = Ends(log, members)
+    one = Ends(log, members, Told(tells=False))
     found = {"pid": late.pid, "start_ticks": late.start_ticks}
     one.take_seen([seen(T0 + 200, KILLED, pid=PID + 1), seen(T0 + 201, None, **found)])
     one.take_waited(PID, T0 + 100, DONE)
@@ -286,12 +328,13 @@ def test_status_that_the_manager_tells_late_has_its_moment() -> None:
 
 
 def test_walk_is_believed_when_nobody_else_says_anything() -> None:
-    """It has bounds for the moment, and no status."""
-    for has_record in (True, False):
-        one, log = ends(has_record=has_record)
-        one.take_missed([missed(T0 + 9)])
-        wait(one, RECORD_WAIT_US)
-        assert (replace(missed(T0 + 9), comm="web", role=Role.CONTROL),) == log.events
+    """It has bounds for the moment, and no status; a status that comes late has the moment too."""
+    one, log = ends(has_record=False)
+    one.take_missed([missed(T0 + 9)])
+    wait(one, MISSED_WAIT_US)
+    assert (replace(missed(T0 + 9), comm="web", role=Role.CONTROL),) == log.events
+    one.take_waited(PID, T0 + 7, KILLED)
+    assert (exited(T0 + 7, KILLED, source=DBUS),) == log.events
 
 
 def test_walk_is_the_last_to_be_believed() -> None:

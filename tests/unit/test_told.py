@@ -9,6 +9,7 @@ from typing import Any
 from sdtool.host.ends import Ends
 from sdtool.host.eventlog import EventLog, now_us
 from sdtool.host.members import Members
+from sdtool.host.record import KernelRecord, UnitRecord
 from sdtool.host.told import UNTOLD_END, Told
 from sdtool.model.manager import JobChange, ManagerGap, UnitChange
 from sdtool.model.names import unit_path
@@ -25,8 +26,10 @@ def told(before: UnitDetails | None = None) -> tuple[Told, EventLog]:
     """What is told of a unit that has no processes that could be looked at, and its log."""
     before = before or running()
     log = EventLog(UNIT)
-    members = Members(NOWHERE, before, log, None)
-    return Told(before, log, members, Ends(log, members, has_pidfds=False)), log
+    record = UnitRecord(KernelRecord(frozenset()), UNIT)
+    members = Members(NOWHERE, before, log, None, record)
+    ends = Ends(log, members, record, has_pidfds=False)
+    return Told(before, log, members, ends, record), log
 
 
 def stopping() -> tuple[Told, EventLog]:
