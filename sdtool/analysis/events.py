@@ -61,14 +61,15 @@ def _order(event: Event) -> tuple[int, int]:
 
 
 def order_lives(events: Iterable[Event]) -> tuple[Event, ...]:
-    """The same, where nobody appears after his end: a walk finds some when they have ended."""
+    """The same, where nobody appears after his end: some are found, or heard of, only then."""
     events = tuple(events)
     exits = exits_by_process(events)
     return tuple(_before_end(event, exits) for event in events)
 
 
 def _before_end(event: Event, exits: Mapping[ProcessId, Event]) -> Event:
-    found = event.kind is EventKind.PROCESS_NEW and event.source is EventSource.CGROUP
+    late = (EventKind.PROCESS_NEW, EventSource.CGROUP), (EventKind.CONTROL_START, EventSource.DBUS)
+    found = (event.kind, event.source) in late
     gone = exits.get(event.process) if found and event.process is not None else None
     if gone is None or gone.at_us >= event.at_us:
         return event

@@ -165,7 +165,8 @@ def _infer_sent(
     repeated = last is not None and signal_of(policy, last.sub_state or "") == signal
     first_us = None if repeated else since
     phase = _Phase(state.at_us, signal, first_us, is_cut=timeout is not None)
-    there = [p for p in processes if _was_there(p, phase, exits, own.get(p.id, ()))]
+    outlived = [p for p in processes if p.id not in exits or exits[p.id].at_us >= since]
+    there = [p for p in outlived if _was_there(p, phase, exits, own.get(p.id, ()))]
     if timeout is None and last is not None:
         # The phase before ended because what it waited for had ended.
         awaited = _awaited_roles(last)

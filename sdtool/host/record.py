@@ -252,16 +252,20 @@ class KernelRecord:
             self._read(self._lineage, HOLD_US)
 
     def finish(self) -> None:
-        """Hand out all that has happened until now."""
+        """Hand out all that has happened until now; what cannot be read any more is a gap."""
+        for source in self.catch_up():
+            self._lost[source] += 1  # at least
+            self._tell_gap(source, now_us(), UNREAD.format(source=source.value))
+
+    def catch_up(self) -> list[EventSource]:
+        """Hand out all that has happened until now; the sources that are behind all the same."""
         if self._lineage is None:
-            return
+            return []
         began_us = now_us()
         self._read(self._lineage, 0)
         while (behind := self._behind(began_us)) and now_us() < began_us + FINISH_US:
             self._read(self._lineage, 0)
-        for source in behind:
-            self._lost[source] += 1  # at least
-            self._tell_gap(source, now_us(), UNREAD.format(source=source.value))
+        return behind
 
     def _behind(self, at_us: int) -> list[EventSource]:
         """The sources of which something is unread that happened before."""

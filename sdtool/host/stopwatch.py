@@ -382,6 +382,8 @@ class StopWatch:
             self.told.take_last_state(state)
             self._last_state_read = True
             if state is not None:
+                # What the record has of a command goes before the manager's word on it.
+                self._record.catch_up()
                 self._take_commands(state[0].stop_commands)
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:

@@ -177,7 +177,7 @@ class Event:
         at_min_us: The earliest moment of an inferred event, or of one that was seen late; the
             beginning of a gap; else None.
         at_max_us: The latest moment of those; the end of a gap; else None.
-        start_ticks: With the pid the identity of the process; 0 where nobody could read it.
+        start_ticks: With the pid the identity of the process, as in ``WatchedProcess``.
         sender_pid: Who sent a signal; None where that was not seen, or the kernel did by itself,
             which ``source`` tells apart.
         exit: The wait status; None while it is not known, and ``text`` says why.
@@ -286,7 +286,8 @@ class WatchedProcess:
     """A process that was in the unit at some moment of the stop.
 
     Attributes:
-        start_ticks: Its start time; 0 where it was gone before anybody could read it.
+        start_ticks: Its start time, by when it was born, maybe a tick off, where it was gone
+            before anybody could read it; 0 where that is not known either.
         comm: Its name; "?" where nobody could read that.
         disposition: As predicted before the stop; unknown for one born during it.
         disposition_reason: Which bits say so, or why it is not known.
