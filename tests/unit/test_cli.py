@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -323,3 +328,28 @@ def test_observer_that_is_none_is_refused(text: str) -> None:
     """With the names that there are."""
     with pytest.raises(InvalidArgument, match="is no observer"):
         parse_observers(text)
+
+
+WRITES_MUCH = """
+import sys
+from sdtool.cli import _prepare_streams
+_prepare_streams()
+sys.stdout.write("x" * 1_000_000)
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_pipe_cuts_nothing_short(unbuffered: str) -> None:
+    """Whoever is stopped and continued in a write(2) has written a part, and goes on with it."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITES_MUCH], stdout=subprocess.PIPE, env=environment
+    ) as writer:
+        assert writer.stdout is not None
+        first = writer.stdout.read(1)
+        time.sleep(0.1)
+        writer.send_signal(signal.SIGSTOP)
+        writer.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+        assert 1_000_000 == len(first + writer.stdout.read())

@@ -542,6 +542,25 @@ def test_signal_comes_before_the_first_end_it_caused() -> None:
     assert kinds.index(EventKind.SIGNAL_SENT) < kinds.index(EventKind.PROCESS_EXIT)
 
 
+def test_who_ended_before_the_last_phase_gets_nothing_of_the_next() -> None:
+    """However short before: the signals of a phase come after the word of the one before it."""
+    events = [phase(ms(4), "stop"), gone(ms(3.5), CHILD), phase(ms(5), "stop-sigterm")]
+    report = stopped([MAIN, CHILD], [*events, gone(ms(6), MAIN), dead(ms(7))])
+    assert [(10, "SIGTERM")] == sent(report)
+
+
+def test_nobody_appears_after_his_end() -> None:
+    """A walk finds some, and the manager tells of some, when they have ended already."""
+    late = watched(20, seen_us=ms(9))
+    whom = {"pid": 20, "start_ticks": late.start_ticks}
+    found = event(ms(9), EventKind.PROCESS_NEW, source=EventSource.CGROUP, **whom)
+    told = event(ms(8), EventKind.CONTROL_START, source=EventSource.DBUS, **whom)
+    report = stopped([late], [found, gone(ms(7), late), told, dead(ms(10))])
+    lives = [(e.kind, e.at_us) for e in report.events if e.pid == 20]
+    kinds = (EventKind.PROCESS_NEW, EventKind.CONTROL_START, EventKind.PROCESS_EXIT)
+    assert [(kind, ms(7)) for kind in kinds] == lives
+
+
 def test_process_born_after_a_phase_gets_no_signal_of_it() -> None:
     """Who was first seen after the phase began cannot have been meant."""
     late = watched(20, seen_us=ms(100))

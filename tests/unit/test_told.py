@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,24 @@ from sdtool.host.record import KernelRecord, UnitRecord
 from sdtool.host.told import UNTOLD_END, Told
 from sdtool.model.manager import JobChange, ManagerGap, UnitChange
 from sdtool.model.names import unit_path
-from sdtool.model.stop import Event, EventKind, Evidence
+from sdtool.model.stop import Event, EventKind, Evidence, WatchedProcess
 from sdtool.model.unit import UnitDetails
 from sdtool.sources.cgroups import CgroupMount
-from tests.unit.make import UNIT, details, policy, unit
+from tests.unit.make import CHILD, MAIN, UNIT, details, gone, policy, unit
 
 NOWHERE = CgroupMount(Path("/nowhere"), 2, False)
 JOB = "/org/freedesktop/systemd1/job/7"
 
 
-def told(before: UnitDetails | None = None) -> tuple[Told, EventLog]:
-    """What is told of a unit that has no processes that could be looked at, and its log."""
+def told(
+    before: UnitDetails | None = None, processes: Iterable[WatchedProcess] = ()
+) -> tuple[Told, EventLog]:
+    """What is told of a unit that has no processes but those that others know, and its log."""
     before = before or running()
     log = EventLog(UNIT)
     record = UnitRecord(KernelRecord(frozenset()), UNIT)
     members = Members(NOWHERE, before, log, None, record)
+    members.take_unseen(processes)
     ends = Ends(log, members, record, has_pidfds=False)
     return Told(before, log, members, ends, record), log
 
@@ -243,3 +247,26 @@ def test_unit_that_was_forgotten_became_inactive() -> None:
         one.resync(None, gap(now_us()), told=True)
         found.append((one.active_state, one.result, one.result_reason is None))
     assert [("inactive", "success", True), ("inactive", None, False)] == found
+
+
+def test_what_was_concluded_is_concluded_anew_from_all_there_is() -> None:
+    """An end that was not known yet, or moved, takes a signal away; who has taken it keeps it."""
+    one, log = told(processes=(MAIN, CHILD))
+    one.begin()
+    at_us = one.requested_us
+    one.on_signal(state("deactivating", "stop", at_us + 5))
+    one.on_signal(state("deactivating", "stop-sigterm", at_us + 9))
+    one.infer_phases(at_us + 10)
+    assert {(10, "SIGTERM"), (11, "SIGTERM")} == signals(log.events)
+    assert 2 == len(signals(log.take(at_us + 10)))
+
+    log.add(gone(at_us + 2, CHILD))
+    one.conclude()
+    one.conclude()
+    assert {(10, "SIGTERM")} == signals(log.events)
+    assert set() == signals(log.take(at_us + 10))
+
+
+def signals(events: Iterable[Event]) -> set[tuple[int | None, str | None]]:
+    """Who was sent what."""
+    return {(e.pid, e.signal) for e in events if e.kind is EventKind.SIGNAL_SENT}
