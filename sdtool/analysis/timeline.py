@@ -273,9 +273,11 @@ def _infer_signals(
         signals.append(SIGHUP)
     ends = [exits[p.id].at_us for p in targets if p.id in exits]
     at_us = max(since, min([*ends, state.at_us]))
+    # Nobody got it before he was there.
+    there = [(target, max(since, target.seen_us or since)) for target in targets]
     return tuple(
-        _sent(state.unit, target, name, at_us, since, state.at_us)
-        for target in targets
+        _sent(state.unit, target, name, max(at_us, min_us), min_us, max(state.at_us, min_us))
+        for target, min_us in there
         for name in signals
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
+import termios
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import click
 import pytest
@@ -25,6 +27,7 @@ from sdtool.model.binding import BindSpec
 from sdtool.model.ports import PortSpec
 from sdtool.model.scope import Scope
 from sdtool.model.stop import OBSERVERS
+from tests.machine import eventually
 from tests.unit.conftest import Run
 from tests.unit.make import unit
 
@@ -347,9 +350,18 @@ def test_full_pipe_cuts_nothing_short(unbuffered: str) -> None:
         [sys.executable, "-c", WRITES_MUCH], stdout=subprocess.PIPE, env=environment
     ) as writer:
         assert writer.stdout is not None
-        first = writer.stdout.read(1)
-        time.sleep(0.1)
+        room = fcntl.fcntl(writer.stdout, fcntl.F_GETPIPE_SZ)
+        eventually(lambda: room == bytes_in(writer.stdout))
         writer.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, writer.pid, os.WSTOPPED)
         writer.send_signal(signal.SIGCONT)
-        time.sleep(0.1)
-        assert 1_000_000 == len(first + writer.stdout.read())
+        os.waitid(os.P_PID, writer.pid, os.WCONTINUED)
+        assert 1_000_000 == len(writer.stdout.read())
+
+
+def bytes_in(pipe: IO[bytes] | None) -> int:
+    """How much waits to be read."""
+    assert pipe is not None
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
