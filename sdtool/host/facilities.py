@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Collection
 from functools import partial
 
+from sdtool.analysis.tiers import tier_of
 from sdtool.errors import SdtoolError
-from sdtool.host.record import tier_of
 from sdtool.host.session import Session
 from sdtool.model.facility import Facility
 from sdtool.model.names import POLKIT, POLKIT_NAME

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from sdtool.analysis.tiers import explain_switch
 from sdtool.errors import Unavailable
-from sdtool.host.record import explain_switch
 from sdtool.host.session import Session
 from sdtool.model.sockets import Socket, SocketFacts, SocketFilter, SocketStates, inodes_of
 from sdtool.model.stop import Event, ObserverState

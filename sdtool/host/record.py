@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from sdtool.analysis.lineage import Lineage, Routed
+from sdtool.analysis.tiers import explain_switch, tier_of
 from sdtool.host.eventlog import now_us
 from sdtool.model.kernel import KernelEvent
 from sdtool.model.stop import EventSource, ObserverState, Tier
@@ -35,20 +36,6 @@ FINISH_US = 500_000
 UNREAD = "not all events of {source} could be read: signals, births and ends may be missing"
 
 LOSS = "{lost} events of {source} were lost: signals, births and ends may be missing"
-
-
-def explain_switch(name: str, wanted: frozenset[str] | None) -> str | None:
-    """Why an observer is not used, where somebody has switched it off; None where it is."""
-    return None if wanted is None or name in wanted else "switched off by --observers"
-
-
-def tier_of(*, sees_signals: bool, sees_births: bool, sees_status: bool) -> Tier:
-    """How much of a stop can be seen, by what works: the best that does."""
-    if sees_signals:
-        return Tier.A
-    if sees_births:
-        return Tier.B
-    return Tier.C if sees_status else Tier.D
 
 
 class Recorder(Protocol):

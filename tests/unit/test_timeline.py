@@ -650,8 +650,14 @@ def test_signals_go_only_to_whom_they_can_reach(report: StopReport) -> None:
     assert report.policy is not None
     if report.policy.kill_mode == "none":
         assert [] == sent(report)
-    fates = {fate.pid: fate for fate in report.processes}
-    assert {pid for pid, _ in sent(report)} <= set(fates)
+    fates = {fate.id: fate for fate in report.processes}
+    assert fates.keys() >= {e.process for e in report.events if e.kind is EventKind.SIGNAL_SENT}
+    for told in report.events:
+        if told.kind is EventKind.SIGNAL_SENT and told.process is not None:
+            gone_us = fates[told.process].exit_us
+            assert gone_us is None or (told.at_min_us or told.at_us) <= gone_us
+            if report.policy.kill_mode == "process":
+                assert fates[told.process].role is not Role.OTHER
     assert {fate.pid for fate in report.processes if fate.killed_by_manager} == set(report.killed)
 
 
