@@ -140,7 +140,7 @@ class Ends:
         at_us = min([seen.at_us, *before, *([end.waited] if end.waited is not None else ())])
         if at_us == seen.at_us:
             return seen
-        # No look had found it before: it was not before that either.
+        # Its lower bound stands: the look before had not found it.
         return replace(seen, at_us=at_us, at_max_us=None if seen.at_max_us is None else at_us)
 
     def take_waited(

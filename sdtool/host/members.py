@@ -72,7 +72,7 @@ class Members:
         self._group = details.unit.control_group if details.policy else None
         self._known: dict[ProcessId, WatchedProcess] = {}
         self._by_pid: dict[int, list[ProcessId]] = {}
-        self._looked_at: frozenset[int] = frozenset()
+        self._looked_at: set[int] = set()
         self._control_pid = details.control_pid
         held = (details.unit.main_pid, details.control_pid)
         self._held = frozenset(pid for pid in held if pid is not None)
@@ -142,7 +142,7 @@ class Members:
         pids = self._read_pids()
         new, gone = pids - self._looked_at, self._looked_at - pids
         # A pid that has left can come back as another process.
-        self._looked_at = pids
+        self._looked_at = set(pids)
         for pid in gone:
             self._look_after(pid)
         if self._pidfds is not None and new:
@@ -166,7 +166,7 @@ class Members:
 
     def look_again(self, pid: int) -> None:
         """Who had this pid has ended: the next walk can find another one that has it."""
-        self._looked_at -= {pid}
+        self._looked_at.discard(pid)
 
     def _look_after(self, pid: int) -> None:
         """Whether who is in the cgroup no more runs elsewhere; most have ended."""

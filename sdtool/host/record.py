@@ -240,17 +240,17 @@ class KernelRecord:
 
     def finish(self) -> None:
         """Hand out all that has happened until now; what cannot be read any more is a gap."""
-        for source in self.catch_up():
+        for source in self.catch_up(now_us()):
             self._lost[source] += 1  # at least
             self._tell_gap(source, now_us(), UNREAD.format(source=source.value))
 
-    def catch_up(self) -> list[EventSource]:
-        """Hand out all that has happened until now; the sources that are behind all the same."""
-        if self._lineage is None:
+    def catch_up(self, at_us: int) -> list[EventSource]:
+        """Hand out all that had happened by a moment; the sources that are behind all the same."""
+        if self._lineage is None or self.known_us >= at_us:
             return []
-        began_us = now_us()
+        until_us = now_us() + FINISH_US
         self._read(self._lineage, 0)
-        while (behind := self._behind(began_us)) and now_us() < began_us + FINISH_US:
+        while (behind := self._behind(at_us)) and now_us() < until_us:
             self._read(self._lineage, 0)
         return behind
 

@@ -382,8 +382,6 @@ class StopWatch:
             self.told.take_last_state(state)
             self._last_state_read = True
             if state is not None:
-                # What the record has of a command goes before the manager's word on it.
-                self._record.catch_up()
                 self._take_commands(state[0].stop_commands)
         until = time.monotonic() + SETTLE_S
         while time.monotonic() < until:
@@ -400,6 +398,8 @@ class StopWatch:
             for command in commands
             if command.started_us is not None and command.started_us >= self.told.requested_us
         )
+        # What the record has of them goes before the manager's word.
+        self._record.catch_up(max((c.ended_us or now_us() for c in self._commands), default=0))
         for command in self._commands:
             self._members.meet_command(command)
             if command.pid and command.ended_us and command.exit is not None:
