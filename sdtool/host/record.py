@@ -96,6 +96,7 @@ class KernelRecord:
         self._opening: threading.Thread | None = None
         self._home: str | None = None
         self._failure: Exception | None = None
+        self._is_closed = False
 
     def __enter__(self) -> KernelRecord:
         self._begin()
@@ -185,7 +186,7 @@ class KernelRecord:
     def record_signals(self, signals: Iterable[str]) -> None:
         """Have the trace record these signals too; one that does not says too little."""
         trace = self._recorders.get(EventSource.TRACEFS)
-        if not isinstance(trace, KernelTrace):
+        if self._is_closed or not isinstance(trace, KernelTrace):
             return
         try:
             trace.record_signals(signals)
@@ -328,13 +329,18 @@ class KernelRecord:
         )
 
     def close(self) -> None:
-        """Let go of everything, beside whatever else there is to do; safe at any moment."""
+        """Let go of everything, beside whatever else there is to do; safe at any moment.
+
+        What worked, and what was lost, can still be asked for.
+        """
         self._lineage = None
         if self._opening is not None:
             self._opening.join()
-        recorders, self._recorders = self._recorders, {}
-        for recorder in recorders.values():
-            _start(partial(_let_go, recorder))
+            self._opening = None
+        if not self._is_closed:
+            self._is_closed = True
+            for recorder in self._recorders.values():
+                _start(partial(_let_go, recorder))
 
 
 class UnitRecord:

@@ -170,6 +170,8 @@ async def _watch(
                 if not clock.limit.expired():
                     raise
                 await _give_up(active, clock, keeper, session.scope)
+            # It takes a while, and the report does too.
+            record.close()
         manager.unsubscribe()
         for watch in everyone:
             await watch.let_go()
