@@ -242,15 +242,18 @@ class Members:
         process = self._known[identity]
         self._log.note(EventKind.PROCESS_NEW, source, process, at_us=process.seen_us)
 
-    def settle(self) -> None:
+    def settle(self, *, is_last: bool = False) -> None:
         """Tell of those that a walk has found, and of whose birth the record says nothing.
 
         A moment after it was made a process runs its own program, and has its name.
+
+        Args:
+            is_last: Nobody has more to say of it.
         """
         now = now_us()
         known_us = self._record.known_us if self._record.tells else now
         for identity, found_us in tuple(self._untold.items()):
-            if now - found_us > ADOPT_WAIT_US and known_us > found_us:
+            if is_last or (now - found_us > ADOPT_WAIT_US and known_us > found_us):
                 del self._untold[identity]
                 self._read_name(self._known[identity])
                 self._note_birth(identity, EventSource.CGROUP)

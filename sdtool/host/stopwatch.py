@@ -333,6 +333,7 @@ class StopWatch:
         await self._look_around()
         self._record.finish()
         self.read_observers()
+        self._members.settle(is_last=True)
         self._ends.finish()
         self.told.conclude()
         await self._consult_journal()

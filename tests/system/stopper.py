@@ -118,7 +118,11 @@ def fork_as(pid):
 
 
 def come_again(value):
-    """Have children that have the same pid, one after the other, a few clock ticks apart."""
+    """Have children that have the same pid, one after the other, a few clock ticks apart.
+
+    The manager signals those that are born meanwhile too.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = 0
     for code in range(1, int(value) + 1):
         pid = fork_as(child) if child else os.fork()
