@@ -137,10 +137,11 @@ def had_pid_at(had: Sequence[WatchedProcess], at_us: int | None = None) -> Watch
     Args:
         had: All that have had it, in the order they were seen.
     """
-    if at_us is None:
-        return had[-1] if had else None
-    then = [process for process in had if process.seen_us is None or process.seen_us <= at_us]
-    return (then or had)[-1 if then else 0] if had else None
+    if at_us is not None:
+        then = [process for process in had if process.seen_us is None or process.seen_us <= at_us]
+        # What came before the first one was seen was about the first one.
+        had = then or had[:1]
+    return had[-1] if had else None
 
 
 def exits_by_process(events: Iterable[Event]) -> dict[ProcessId, Event]:

@@ -121,18 +121,15 @@ class Ends:
             return
         better = self._place(end, end.seen)
         if better.at_us < end.event.at_us:
-            moved = replace(end.event, at_us=better.at_us, at_max_us=better.at_max_us)
-            self._log.exchange(end.event, moved)
-            end.event = moved
+            changes = {"at_us": better.at_us, "at_max_us": better.at_max_us}
+            end.event = self._log.amend(end.event, **changes)
 
     def _exchange(self, end: _End, **better: Any) -> None:
         """Have a better word on an end that is in the log: it was seen, at its moment."""
         if end.event is None:
             return
         seen = {"at_min_us": None, "at_max_us": None, "evidence": Evidence.OBSERVED}
-        moved = replace(end.event, **{**seen, **better})
-        self._log.exchange(end.event, moved)
-        end.event = moved
+        end.event = self._log.amend(end.event, **{**seen, **better})
 
     def _place(self, end: _End, seen: Event) -> Event:
         """What a pidfd saw, at the latest moment that it can have been."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from sdtool.model.stop import Event, EventKind, EventSource, WatchedProcess
@@ -38,6 +39,7 @@ class EventLog:
         # Places in the list: of those not taken yet, and of each event by its id().
         self._held: list[int] = []
         self._places: dict[int, int] = {}
+        self._replaced: list[Event] = []
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -76,19 +78,35 @@ class EventLog:
         self.add(event)
         return event
 
-    def exchange(self, event: Event, better: Event) -> None:
-        """Have what is known better by now in the place of an event; one may have taken that."""
-        place = self._places.pop(id(event))
+    def amend(self, event: Event, **better: Any) -> Event:
+        """Have what is known better by now in an event, whoever else has amended it meanwhile.
+
+        One may have taken it as it was.
+        """
+        return self.exchange(event, replace(self._events[self._places[id(event)]], **better))
+
+    def exchange(self, event: Event, better: Event) -> Event:
+        """Have another event in the place of one."""
+        place = self._places[id(event)]
+        # By its id() it is known as long as it lives.
+        self._replaced.append(self._events[place])
         self._places[id(better)] = place
         self._events[place] = better
+        return better
+
+    def rename(self, process: WatchedProcess) -> None:
+        """Have the name of a process in all that happened to it."""
+        for event in [event for event in self._events if event.process == process.id]:
+            self.amend(event, comm=process.comm)
 
     def drop(self, events: Iterable[Event]) -> None:
         """Forget events; one may have taken them."""
-        gone = {id(event) for event in events}
-        held = {id(self._events[place]) for place in self._held}
-        self._events = [event for event in self._events if id(event) not in gone]
-        self._places = {id(event): place for place, event in enumerate(self._events)}
-        self._held = [p for p, event in enumerate(self._events) if id(event) in held]
+        gone = {self._places[id(event)] for event in events}
+        kept = [place for place in range(len(self._events)) if place not in gone]
+        moved = {place: number for number, place in enumerate(kept)}
+        self._events = [self._events[place] for place in kept]
+        self._held = [moved[place] for place in self._held if place in moved]
+        self._places = {one: moved[at] for one, at in self._places.items() if at in moved}
 
     def take(self, until_us: int) -> list[Event]:
         """What happened until then and was not taken yet."""

@@ -425,6 +425,7 @@ class Members:
         elif path and _is_name_before_exec(process.comm):
             process = replace(process, comm=comm)
             self._remember(process)
+            self._log.rename(process)
         if pid not in self._control_events:
             self._note_control(EventKind.CONTROL_START, pid, started_us)
         path = self._programs.get(process.id, path)
@@ -439,9 +440,8 @@ class Members:
     ) -> Event:
         """Say whose the manager's word was, and when by its own clock: it was heard later."""
         text = path if event.kind is EventKind.CONTROL_START else event.text
-        better = replace(event, **names_of(process), at_us=at_us or event.at_us, text=text)
-        self._log.exchange(event, better)
-        return better
+        at_us = at_us or event.at_us
+        return self._log.amend(event, **names_of(process), at_us=at_us, text=text)
 
     def _note_control(self, kind: EventKind, pid: int, at_us: int) -> None:
         """Take note of the manager's word on a command, which nobody else may have told yet."""
@@ -491,8 +491,13 @@ class Members:
 
 
 def _is_name_before_exec(comm: str) -> bool:
-    """Whether a child of the manager has its own program's name not yet, as it was last seen."""
-    return comm in (NO_NAME, "systemd", "systemd-executo") or comm.startswith("(")
+    """Whether a child of the manager has its own program's name not yet, as it was last seen.
+
+    It is called as the manager, as its executor or the number of the file that this is run by,
+    or by the command in parentheses.
+    """
+    names = NO_NAME, "systemd", "systemd-executo"
+    return comm in names or comm.isdecimal() or comm.startswith("(")
 
 
 def _ticks_at(at_us: int) -> int:
