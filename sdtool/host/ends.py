@@ -82,8 +82,8 @@ class Ends:
         process = self._members.find_ended(event.pid, event.at_us)
         end = self._find(process.id)
         end.told = end.told or event
-        if end.event is not None and end.told is event:
-            # It came late, and has the better word all the same.
+        if end.told is event:
+            # It may come late, and has the better word all the same.
             self._exchange(end, source=event.source, at_us=event.at_us)
         self._note_status(process.id, end, event.status, event.source)
 
@@ -125,7 +125,7 @@ class Ends:
             end.event = self._log.amend(end.event, **changes)
 
     def _exchange(self, end: _End, **better: Any) -> None:
-        """Have a better word on an end that is in the log: it was seen, at its moment."""
+        """Have a better word on an end, if it is in the log: it was seen, at its moment."""
         if end.event is None:
             return
         seen = {"at_min_us": None, "at_max_us": None, "evidence": Evidence.OBSERVED}
@@ -210,9 +210,7 @@ class Ends:
 
     def _patience_us(self, end: _End) -> int:
         """How long to wait for what a better teller may still say; less than 0 for not at all."""
-        if end.told is not None:
-            return REAP_WAIT_US if end.status is None else -1
-        if self._record.tells:
+        if end.told is not None or self._record.tells:
             return REAP_WAIT_US if end.status is None else -1
         if end.seen is None and end.waited is None:
             return MISSED_WAIT_US

@@ -73,6 +73,9 @@ class Lives:
             self._note(EventKind.PROCESS_EXEC, event, text=event.path)
 
     def _on_signal(self, event: SignalGenerated) -> None:
+        process = self._find(event)
+        if process is None:
+            return
         pid, comm = (None, None) if event.by_kernel else self._find_sender(event.sender)
         sent = {
             "signal": event.signal,
@@ -81,9 +84,6 @@ class Lives:
             "result": event.result,
         }
         self._note(EventKind.SIGNAL_SENT, event, **sent)
-        process = self._find(event)
-        if process is None:
-            return
         dropped = event.result is SignalResult.IGNORED and process.id not in self._killed
         if event.signal == SIGKILL:
             self._killed.add(process.id)  # it acts on nothing any more, and ignores nothing

@@ -448,26 +448,32 @@ def is_timeout(event: dict[str, Any]) -> bool:
 # Against the manager's own calls ---------------------------------------------------------------
 
 
+def stop_all_traced(
+    situations: Situations, manager: Bench, directory: Path, *options: str
+) -> tuple[list[Report], list[Kill]]:
+    """The reports of a stop of every unit of the table, and what the manager killed meanwhile."""
+    units = (*BEHAVIOURS, *ALONG)
+    situations.link({b.name: b.text(situations.directory, find_port()) for b in units})
+    situations.systemctl("start", *(b.name for b in units))
+    with traced(manager.pid, directory / "strace") as trace:
+        done = manager.run(stop_argv(manager, *(b.name for b in BEHAVIOURS), *options))
+    reports = {report["unit"]: report for report in read_reports(done.stdout)}
+    return [*reports.values(), *reports[BASE]["along"]], list(trace.kills())
+
+
 @pytest.mark.capability("tracefs")
 def test_every_signal_of_the_manager_is_told_to_the_millisecond(
     situations: Situations, manager: Bench, tmp_path: Path, record_property: Record
 ) -> None:
     """All that strace has of the manager is in the reports, at its time, and nothing else."""
-    units = (*BEHAVIOURS, *ALONG)
-    situations.link({b.name: b.text(situations.directory, find_port()) for b in units})
-    situations.systemctl("start", *(b.name for b in units))
-    with traced(manager.pid, tmp_path / "strace") as trace:
-        done = manager.run(stop_argv(manager, *(b.name for b in BEHAVIOURS)))
-    reports = {report["unit"]: report for report in read_reports(done.stdout)}
-    stops = [*reports.values(), *reports[BASE]["along"]]
-
+    stops, kills_seen = stop_all_traced(situations, manager, tmp_path)
     pids = {process["pid"] for report in stops for process in report["processes"]}
     told: dict[tuple[int, str], list[int]] = defaultdict(list)
     for event in (event for report in stops for event in report["events"]):
         if event["kind"] == "signal-sent" and event["sender_pid"] == manager.pid:
             told[event["pid"], event["signal"]].append(event["at_us"])
     called: dict[tuple[int, str], list[Kill]] = defaultdict(list)
-    for kill in trace.kills():
+    for kill in kills_seen:
         if kill.pid in pids and kill.signal != "SIGCONT":
             called[kill.pid, kill.signal].append(kill)
     assert len(stops) >= 30
@@ -491,15 +497,9 @@ def test_what_is_inferred_was_within_its_bounds(
     situations: Situations, manager: Bench, tmp_path: Path, tier: str
 ) -> None:
     """Each signal that is concluded was sent, by the manager, between these moments."""
-    units = (*BEHAVIOURS, *ALONG)
-    situations.link({b.name: b.text(situations.directory, find_port()) for b in units})
-    situations.systemctl("start", *(b.name for b in units))
-    with traced(manager.pid, tmp_path / "strace") as trace:
-        done = manager.run(stop_argv(manager, *(b.name for b in BEHAVIOURS), *TIERS[tier]))
-    reports = {report["unit"]: report for report in read_reports(done.stdout)}
-    stops = [*reports.values(), *reports[BASE]["along"]]
+    stops, kills_seen = stop_all_traced(situations, manager, tmp_path, *TIERS[tier])
     called: dict[tuple[int, str], list[Kill]] = defaultdict(list)
-    for kill in trace.kills():
+    for kill in kills_seen:
         called[kill.pid, kill.signal].append(kill)
 
     events = [event for report in stops for event in report["events"]]
